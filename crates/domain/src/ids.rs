@@ -63,6 +63,12 @@ macro_rules! ids {
             }
         }
 
+        impl From<u128> for $name {
+            fn from(bits: u128) -> Self {
+                Self(bits)
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 encode($prefix, self.0, f)

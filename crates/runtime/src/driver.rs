@@ -60,6 +60,12 @@ where
 {
     let mut failures: u32 = 0;
     loop {
+        // What was hinted until now is seen by this turn: it must not cause another.
+        tokio::select! {
+            biased;
+            () = hint.0.notified() => {}
+            () = std::future::ready(()) => {}
+        }
         let started = Instant::now();
         match tokio::time::timeout(pace.deadline, pass()).await {
             Ok(Ok(())) => failures = 0,
