@@ -30,8 +30,10 @@ where
     T: Default + Serialize + DeserializeOwned,
 {
     // Serialising the defaults must not star out their secrets, or the stars would be read back as values.
-    let defaults = reveal_while(|| figment::value::Value::serialize(T::default()))
-        .map_err(|error| Error(format!("the built-in defaults cannot be written down: {error}")))?;
+    let defaults = reveal_while(|| {
+        figment::value::Value::serialize(T::default())
+            .map_err(|error| Error(format!("the built-in defaults cannot be written down: {error}")))
+    })?;
     let mut figment = Figment::from(Serialized::defaults(defaults));
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).map_err(|error| Error(format!("{}: {error}", path.display())))?;
