@@ -197,7 +197,8 @@ mod tests {
         #[test]
         fn host_labels_always_fit(name in "[a-z][a-z0-9-]{0,50}", slug in "[a-z0-9]{1,30}") {
             if let (Ok(name), Ok(slug)) = (WorkloadName::parse(&name), OrgSlug::parse(&slug)) {
-                prop_assert!(format!("{name}-{slug}").len() <= 63);
+                let label = format!("{name}-{slug}");
+                prop_assert!(label.len() <= 63);
             }
         }
     }
