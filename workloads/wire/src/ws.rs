@@ -131,12 +131,20 @@ pub mod close {
 pub enum Event<'a> {
     /// A piece of a data message, unmasked in place. `first` marks the message's first piece, `last` its last;
     /// a message of one unsplit frame has both. A piece may be empty.
-    Data { kind: Kind, chunk: &'a mut [u8], first: bool, last: bool },
+    Data {
+        kind: Kind,
+        chunk: &'a mut [u8],
+        first: bool,
+        last: bool,
+    },
     /// At most 125 bytes, to be sent back in a pong.
     Ping(&'a [u8]),
     Pong(&'a [u8]),
     /// The other end closes; `None` when it gave no code.
-    Close { code: Option<u16>, reason: &'a str },
+    Close {
+        code: Option<u16>,
+        reason: &'a str,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -347,11 +355,7 @@ impl Parser {
         Ok((used + take, Some(Event::Data { kind, chunk, first, last })))
     }
 
-    fn take_control<'b>(
-        &'b mut self,
-        buf: &'b mut [u8],
-        used: usize,
-    ) -> Result<(usize, Option<Event<'b>>), Violation> {
+    fn take_control<'b>(&'b mut self, buf: &'b mut [u8], used: usize) -> Result<(usize, Option<Event<'b>>), Violation> {
         let take = (self.remaining as usize).min(buf.len() - used);
         let chunk = &mut buf[used..used + take];
         self.unmask(chunk);
