@@ -63,10 +63,13 @@
 //! shards.join().unwrap();
 //! ```
 
+pub mod admission;
 pub mod budget;
 pub mod intern;
 mod io;
+pub mod process;
 mod runtime;
+pub mod shared;
 pub mod socket;
 pub mod timer;
 pub mod ws;
