@@ -67,6 +67,8 @@ pub struct File {
     pub bytes: Vec<u8>,
     /// Refused (EINVAL) unless its directory is on a tmpfs, so that it is never on a disk.
     pub secret: bool,
+    /// Leave alone what is there: the file is only a seed of a state volume.
+    pub only_if_absent: bool,
 }
 
 /// What `init run TICKET` executes on its own terminal.
@@ -417,7 +419,7 @@ mod rec {
     pub const CWD: u8 = 7;
     pub const UID: u8 = 8;
     pub const GID: u8 = 9;
-    /// u32 mode, u8 secret, u32 path length, path, bytes.
+    /// u32 mode, u8 flags (1 secret, 2 only if absent), u32 path length, path, bytes.
     pub const FILE: u8 = 10;
     pub const STOP_SIGNAL: u8 = 11;
     pub const SIGNO: u8 = 12;
@@ -472,7 +474,7 @@ impl Writer {
             rec::FILE,
             &[
                 &file.mode.to_le_bytes(),
-                &[u8::from(file.secret)],
+                &[u8::from(file.secret) | u8::from(file.only_if_absent) << 1],
                 &(file.path.len() as u32).to_le_bytes(),
                 file.path.as_bytes(),
                 &file.bytes,
@@ -963,16 +965,14 @@ impl<'a> Fields<'a> {
             .map(|bytes| {
                 let invalid = ProtocolError::Invalid("file");
                 let (head, rest) = bytes.split_first_chunk::<9>().ok_or(invalid.clone())?;
+                ensure(head[4] <= 3, "file")?;
                 let path_len = u32::from_le_bytes([head[5], head[6], head[7], head[8]]) as usize;
-                let (path, bytes) = rest.split_at_checked(path_len).ok_or(invalid.clone())?;
+                let (path, bytes) = rest.split_at_checked(path_len).ok_or(invalid)?;
                 Ok(File {
                     path: text(path, "file path")?,
                     mode: u32::from_le_bytes([head[0], head[1], head[2], head[3]]),
-                    secret: match head[4] {
-                        0 => false,
-                        1 => true,
-                        _ => return Err(invalid),
-                    },
+                    secret: head[4] & 1 != 0,
+                    only_if_absent: head[4] & 2 != 0,
                     bytes: bytes.to_vec(),
                 })
             })
