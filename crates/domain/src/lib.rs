@@ -18,6 +18,8 @@ pub mod quota;
 pub mod release;
 pub mod slot;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod tier;
 pub mod workload;
 
