@@ -214,15 +214,16 @@ pub struct Plan {
 pub const REPLACEMENTS_MAX: u32 = 5;
 
 fn phase_of(instance: &InstanceView) -> Phase {
+    // Failing is final, also while its container is taken away: the record of why must not turn into "gone".
+    if instance.failure.is_some() && matches!(instance.observed, SlotState::Failed | SlotState::Exited) {
+        return Phase::Failed;
+    }
     if instance.leaving {
         return if instance.observed == SlotState::Absent && instance.slot.is_some() {
             Phase::Gone
         } else {
             Phase::Stopping
         };
-    }
-    if instance.failure.is_some() && matches!(instance.observed, SlotState::Failed | SlotState::Exited) {
-        return Phase::Failed;
     }
     if instance.slot.is_none() {
         return Phase::Queued;
@@ -253,7 +254,7 @@ pub fn converge(view: &WorkloadView, now: Millis) -> Plan {
     acts.extend(
         phases
             .iter()
-            .filter(|(phase, one)| *phase == Phase::Failed && one.slot.is_some())
+            .filter(|(phase, one)| *phase == Phase::Failed && one.slot.is_some() && !one.leaving)
             .map(|(_, one)| Act::Leave { instance: one.id, why: "failed" }),
     );
     let alive: Vec<_> = phases.iter().filter(|(phase, _)| !phase.is_terminal()).collect();
@@ -288,8 +289,8 @@ pub fn converge(view: &WorkloadView, now: Millis) -> Plan {
             .rev()
             .find(|(phase, one)| *phase == Phase::Failed && one.release == view.release)
             .and_then(|(_, one)| one.failure.as_ref());
-        let blocked = view.single_writer && !alive.is_empty()
-            || view.single_writer && phases.iter().any(|(phase, one)| *phase == Phase::Failed && one.slot.is_some());
+        let blocked = view.single_writer
+            && phases.iter().any(|(phase, one)| !phase.is_terminal() || *phase == Phase::Failed && one.slot.is_some());
         match newest_failure {
             Some(failure) if !failure.kind.is_transient() || view.failures_in_a_row > REPLACEMENTS_MAX => {}
             _ if blocked => {}
@@ -425,10 +426,10 @@ fn from_phase(phase: Phase, view: &WorkloadView) -> Shown {
 }
 
 fn why(phase: Phase, instance: &InstanceView) -> Option<Reason> {
-    if let Some(failure) = &instance.failure {
-        if matches!(phase, Phase::Failed | Phase::Restarting | Phase::Starting) {
-            return Some(Reason::new(failure.kind.code(), failure.message.clone()).with_hint(failure.kind.hint()));
-        }
+    if let Some(failure) = &instance.failure
+        && matches!(phase, Phase::Failed | Phase::Restarting | Phase::Starting)
+    {
+        return Some(Reason::new(failure.kind.code(), failure.message.clone()).with_hint(failure.kind.hint()));
     }
     match phase {
         Phase::Queued => Some(Reason::new("no_room", "Every node is full; it starts as soon as there is room.")),
@@ -561,6 +562,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_mended_by_trying_again_is_not_tried_again() {
+        let leaving =
+            view(Desired::Running, vec![InstanceView { leaving: true, ..failed(2, 2, FailureKind::Command) }]);
+        assert_eq!(converge(&leaving, 0).acts, []);
         let seen = view(Desired::Running, vec![InstanceView { slot: None, ..failed(2, 2, FailureKind::Command) }]);
         assert_eq!(converge(&seen, 0).acts, []);
         assert_eq!(shown(&seen, false).0, Shown::Failed);
