@@ -1,1 +1,54 @@
+//! The history of the schema. See `README.md` beside it for the rules of a change.
+//!
+//! [`up`] may be run by every process at its start: it waits its turn and does nothing when there is nothing to do.
 
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
+use sea_orm_migration::prelude::*;
+
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(Sql { name: "0001_initial", up: include_str!("sql/0001_initial.sql") }),
+            Box::new(Sql { name: "0002_tiers", up: include_str!("sql/0002_tiers.sql") }),
+        ]
+    }
+}
+
+/// A migration written as SQL. There is no way down: a step back is a new step forward.
+struct Sql {
+    name: &'static str,
+    up: &'static str,
+}
+
+impl MigrationName for Sql {
+    fn name(&self) -> &str {
+        self.name
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Sql {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(self.up).await.map(drop)
+    }
+}
+
+/// Any number that nobody else in this database uses for an advisory lock.
+const LOCK: i64 = 0x636c_6177_6871;
+
+/// Applies what is missing, all of it or nothing. Migrators that race take turns.
+///
+/// The lock is a transaction's, so it cannot outlive a migrator that dies.
+pub async fn up(database: &DatabaseConnection) -> Result<(), DbErr> {
+    let transaction = database.begin().await?;
+    transaction.execute_unprepared(&format!("select pg_advisory_xact_lock({LOCK})")).await?;
+    Migrator::up(&transaction, None).await?;
+    transaction.commit().await
+}
+
+/// The names of the migrations that a database lacks, oldest first.
+pub async fn pending(database: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    Ok(Migrator::get_pending_migrations(database).await?.iter().map(|migration| migration.name().to_owned()).collect())
+}
