@@ -1,0 +1,86 @@
+//! Live node streams of this process: who to tell that a slot has changed.
+//!
+//! A hint carries no data. The stream's task reads the rows again, so a lost hint costs latency and a repeated one
+//! costs a query. Other replicas hear of it by NOTIFY, whose listener calls [`NodeHub::slot_changed`] as well.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use clawhq_domain::ids::{NodeId, SlotId};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+/// More unread hints than this and the stream sends the whole set instead.
+const HINTS_MAX: usize = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeHint {
+    SlotChanged(SlotId),
+    /// Too much changed to say what.
+    Everything,
+}
+
+/// The receiving end, held by the task of one node's stream.
+pub struct NodeInbox {
+    pub hints: mpsc::Receiver<NodeHint>,
+    /// Set when hints were dropped because the inbox was full: send the whole set.
+    overflow: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl NodeInbox {
+    /// The next hint; `None` when a newer stream of the same node took over.
+    pub async fn next(&mut self) -> Option<NodeHint> {
+        if self.overflow.swap(false, std::sync::atomic::Ordering::AcqRel) {
+            return Some(NodeHint::Everything);
+        }
+        self.hints.recv().await
+    }
+}
+
+struct Attached {
+    epoch: i64,
+    sender: mpsc::Sender<NodeHint>,
+    overflow: Arc<std::sync::atomic::AtomicBool>,
+}
+
+#[derive(Default)]
+pub struct NodeHub {
+    nodes: Mutex<BTreeMap<NodeId, Attached>>,
+}
+
+impl NodeHub {
+    /// Registers a stream; an older one of the same node sees its inbox close.
+    pub fn attach(&self, node: NodeId, epoch: i64) -> NodeInbox {
+        let (sender, hints) = mpsc::channel(HINTS_MAX);
+        let overflow = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let attached = Attached { epoch, sender, overflow: overflow.clone() };
+        self.nodes.lock().insert(node, attached);
+        NodeInbox { hints, overflow }
+    }
+
+    /// The stream ended; a newer one stays.
+    pub fn detach(&self, node: NodeId, epoch: i64) {
+        let mut nodes = self.nodes.lock();
+        if nodes.get(&node).is_some_and(|attached| attached.epoch == epoch) {
+            nodes.remove(&node);
+        }
+    }
+
+    /// Whether this process holds the node's stream.
+    pub fn holds(&self, node: NodeId) -> bool {
+        self.nodes.lock().contains_key(&node)
+    }
+
+    /// Nodes whose streams end in this process.
+    pub fn count(&self) -> usize {
+        self.nodes.lock().len()
+    }
+
+    pub fn slot_changed(&self, node: NodeId, slot: SlotId) {
+        if let Some(attached) = self.nodes.lock().get(&node)
+            && attached.sender.try_send(NodeHint::SlotChanged(slot)).is_err()
+        {
+            attached.overflow.store(true, std::sync::atomic::Ordering::Release);
+        }
+    }
+}
