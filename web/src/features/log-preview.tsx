@@ -1,0 +1,41 @@
+import { useEffect, useState } from 'react'
+import { Spinner } from '@/components/ui/button'
+import { streams } from '@/lib/api'
+import { stripAnsi } from '@/lib/ansi'
+import { openEventStream } from '@/lib/sse'
+import type { LogLine } from '@/lib/types'
+
+const LINES = 8
+
+/** The last few lines, live: proof that it runs, or its last words. */
+export function LogPreview({ org, workload, tail }: { org: string; workload: string; tail: readonly string[] }) {
+  const [lines, setLines] = useState<readonly string[]>([])
+  const [status, setStatus] = useState('connecting')
+  useEffect(() => {
+    const stream = openEventStream({
+      url: streams.logs(org, workload),
+      query: { follow: 'true', tail: String(LINES) },
+      events: ['log'],
+      onEvent: (_, data) => setLines((before) => [...before, stripAnsi((data as LogLine).line)].slice(-LINES)),
+      onStatus: (next) => setStatus(next.kind),
+    })
+    return () => stream.close()
+  }, [org, workload])
+  const shown = lines.length > 0 ? lines : tail.slice(-LINES)
+  return (
+    <div className="border-t border-line bg-term px-5 py-3.5 font-mono text-xs leading-5 text-[oklch(0.9_0.004_60)]" role="region" aria-label="Latest log lines" data-testid="log-preview">
+      <div className="min-h-40">
+        {shown.map((line, index) => (
+          <p key={index} className="truncate">
+            {line || '\u00a0'}
+          </p>
+        ))}
+        {shown.length === 0 && (
+          <p className="flex items-center gap-2 text-[oklch(0.72_0.006_60)]">
+            {status === 'ended' ? 'It has written nothing.' : (<><Spinner /> Waiting for its first log line…</>)}
+          </p>
+        )}
+      </div>
+    </div>
+  )
+}

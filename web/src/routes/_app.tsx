@@ -1,0 +1,14 @@
+import { createFileRoute, redirect } from '@tanstack/react-router'
+import { Shell } from '@/components/shell'
+import { ApiError } from '@/lib/problem'
+import { meQuery } from '@/lib/queries'
+
+export const Route = createFileRoute('/_app')({
+  beforeLoad: async ({ context, location }) => {
+    await context.queryClient.ensureQueryData(meQuery).catch((error: unknown) => {
+      if (error instanceof ApiError && error.status === 401) throw redirect({ to: '/sign-in', search: { next: location.href } })
+      throw error
+    })
+  },
+  component: Shell,
+})

@@ -1,0 +1,25 @@
+import { useQuery } from '@tanstack/react-query'
+import { createFileRoute, Outlet } from '@tanstack/react-router'
+import { useEffect } from 'react'
+import { RouteMissing } from '@/components/route-states'
+import { useOrgEvents } from '@/lib/live'
+import { meQuery } from '@/lib/queries'
+import { rememberOrg } from '@/lib/session'
+
+export const Route = createFileRoute('/_app/orgs/$org')({ component: OrgLayout })
+
+function OrgLayout() {
+  const { org } = Route.useParams()
+  const me = useQuery(meQuery)
+  const known = me.data?.orgs.some((o) => o.slug === org) ?? false
+  useEffect(() => {
+    if (known) rememberOrg(org)
+  }, [known, org])
+  if (!known) return <RouteMissing />
+  return <Live org={org} />
+}
+
+function Live({ org }: { org: string }) {
+  useOrgEvents(org)
+  return <Outlet />
+}
