@@ -341,11 +341,17 @@ impl Io {
 
     /// Closes the descriptor and frees the slot. Closing takes it out of epoll as well: no descriptor is ever duplicated.
     fn remove(&mut self, token: Token) -> Option<Conn> {
-        let free = self.free;
         let slot = self.slot_mut(token)?;
+        slot.fd = None;
+        Some(self.free_slot(token))
+    }
+
+    /// Frees a slot whose descriptor is gone.
+    fn free_slot(&mut self, token: Token) -> Conn {
+        let free = self.free;
+        let slot = &mut self.slots[token.index as usize];
         let tag = slot.tag;
         let flags = slot.flags;
-        slot.fd = None;
         slot.generation = slot.generation.wrapping_add(1);
         slot.flags = 0;
         let extra = slot.extra.take();
@@ -360,7 +366,7 @@ impl Io {
         if let Some(extra) = extra {
             self.recycle(*extra);
         }
-        Some(Conn { token, tag })
+        Conn { token, tag }
     }
 
     fn recycle(&mut self, mut extra: Extra) {
@@ -419,6 +425,20 @@ impl Io {
         self.register(fd, tag, flag::TCP | flag::WRITABLE, stream_events())
     }
 
+    /// Takes a connection out of the shard, for another to [`adopt`](Io::adopt). `None`, and nothing changes, while bytes
+    /// are queued on it or it is ending. What has arrived and was not read stays in the socket.
+    pub fn detach(&mut self, token: Token) -> Option<OwnedFd> {
+        let ending = flag::CONNECTING | flag::CLOSING | flag::FAILED | flag::EOF | flag::SHUT_WHEN_SENT;
+        let slot = self.slot(token)?;
+        if slot.flags & flag::TCP == 0 || slot.flags & ending != 0 || slot.extra.is_some() {
+            return None;
+        }
+        epoll::delete(&self.epoll, lower(slot)).ok()?;
+        let fd = self.slot_mut(token)?.fd.take()?;
+        self.free_slot(token);
+        Some(fd)
+    }
+
     /// The socket's own address.
     pub fn local_addr(&self, token: Token) -> Option<SocketAddr> {
         let fd = self.slot(token)?.fd.as_ref()?;
@@ -458,6 +478,11 @@ impl Io {
 
     /// Sends at once what the kernel takes and queues the rest; all of `bytes` or none is taken.
     pub fn write(&mut self, token: Token, bytes: &[u8]) -> Written {
+        self.write_parts(token, bytes, &[])
+    }
+
+    /// Like [`write`](Io::write) for a header and the body behind it, in one system call and without joining them first.
+    pub fn write_parts(&mut self, token: Token, head: &[u8], body: &[u8]) -> Written {
         let limit = self.limits.queue;
         let tick = self.tick as u32;
         let Some(slot) = self.slot_mut(token) else { return Written::Gone };
@@ -466,11 +491,24 @@ impl Io {
         }
         slot.active = tick;
         let waiting = slot.extra.as_ref().map_or(0, |extra| extra.queue.len() - extra.sent);
-        let mut rest = bytes;
+        let total = head.len() + body.len();
+        let (mut head, mut rest) = (head, body);
         if waiting == 0 && slot.flags & flag::CONNECTING == 0 {
-            while !rest.is_empty() {
-                match net::send(slot.fd.as_ref().expect("live slot"), rest, SendFlags::NOSIGNAL) {
-                    Ok(count) => rest = &rest[count..],
+            let fd = slot.fd.as_ref().expect("live slot");
+            while !head.is_empty() || !rest.is_empty() {
+                let sent = match (head, rest) {
+                    (one, []) | ([], one) => net::send(fd, one, SendFlags::NOSIGNAL),
+                    (head, rest) => {
+                        let parts = [io::IoSlice::new(head), io::IoSlice::new(rest)];
+                        net::sendmsg(fd, &parts, &mut net::SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+                    }
+                };
+                match sent {
+                    Ok(count) => {
+                        let of_head = count.min(head.len());
+                        head = &head[of_head..];
+                        rest = &rest[count - of_head..];
+                    }
                     Err(Errno::AGAIN) => {
                         slot.flags &= !flag::WRITABLE;
                         break;
@@ -483,10 +521,10 @@ impl Io {
                     }
                 }
             }
-            if rest.is_empty() {
+            if head.is_empty() && rest.is_empty() {
                 return Written::Sent;
             }
-        } else if waiting + rest.len() > limit {
+        } else if waiting + total > limit {
             return Written::Full;
         }
         if slot.extra.as_ref().is_none_or(|extra| extra.queue.capacity() == 0) {
@@ -498,6 +536,7 @@ impl Io {
             extra.queue.drain(..extra.sent);
             extra.sent = 0;
         }
+        extra.queue.extend_from_slice(head);
         extra.queue.extend_from_slice(rest);
         Written::Queued(extra.queue.len() - extra.sent)
     }
@@ -676,10 +715,13 @@ impl Io {
 
     // --- life --------------------------------------------------------------------------------------------------
 
-    /// Stops accepting on one listener. Connections that wait in its queue are accepted first by `Shard`'s drain; here they
-    /// are refused by the kernel.
+    /// Stops accepting on one listener, once the connections that wait in its queue are accepted. A UDP socket is closed.
     pub fn unlisten(&mut self, listener: Token) {
-        if self.slot(listener).is_some_and(|slot| slot.flags & flag::LISTENER != 0) {
+        let Some(slot) = self.slot_mut(listener) else { return };
+        if slot.flags & flag::LISTENER != 0 {
+            slot.flags |= flag::CLOSING | flag::READABLE;
+            self.list(listener);
+        } else if slot.flags & flag::UDP != 0 {
             self.remove(listener);
         }
     }
@@ -847,7 +889,12 @@ impl<S: Service> Shard<S> {
     fn work(&mut self, token: Token) {
         let Some(slot) = self.io.slot_mut(token) else { return };
         if slot.flags & flag::LISTENER != 0 {
-            return self.accept(token, ACCEPTS_PER_TURN);
+            if slot.flags & flag::CLOSING == 0 {
+                return self.accept(token, ACCEPTS_PER_TURN);
+            }
+            self.accept(token, usize::try_from(socket::somaxconn()).unwrap_or(4096));
+            self.io.remove(token);
+            return;
         }
         if slot.flags & flag::UDP != 0 {
             return self.receive(token);
