@@ -521,7 +521,7 @@ impl Turn<'_> {
                 self.halt(want, have, "a restart was asked for");
             }
             // A stop that was begun for a lost lease or a restart is brought to its end.
-            Some(_) if have.term_at.is_some() || have.kill_at.is_some() => {
+            _ if have.term_at.is_some() || have.kill_at.is_some() => {
                 self.halt(want, have, "its stop has begun");
             }
             None if matches!(want.warm, WarmMode::Exec | WarmMode::None)

@@ -427,12 +427,14 @@ proptest! {
             match (&step.act, want(step.slot)) {
                 (Act::Make, Some(want)) => {
                     prop_assert_eq!(want.target, SlotTarget::Present);
+                    let single = want.claim.is_some_and(|claim| claim.single_writer);
+                    prop_assert!(view.lease_held || !single, "made for a single writer without a lease");
                     let fresh = have(step.slot).is_none_or(|have| have.container == Container::Absent);
                     if let (Some(volume), true) = (want.volume, fresh) {
                         prop_assert_eq!(users.insert(volume, want.slot), None, "two users of a volume");
                     }
                 }
-                (Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. } | Act::Make, Some(want)) => {
+                (Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. }, Some(want)) => {
                     let single = want.claim.is_some_and(|claim| claim.single_writer);
                     prop_assert!(view.lease_held || !single, "a single writer without a lease");
                 }
