@@ -1,8 +1,7 @@
-import { Dialog } from '@base-ui/react/dialog'
 import { useQuery, useQueryClient } from '@tanstack/react-query'
 import { Link, Outlet, useLocation, useNavigate, useParams } from '@tanstack/react-router'
-import { Activity, Boxes, ChevronsUpDown, CircleUser, Keyboard, KeyRound, LockKeyhole, LogOut, Menu as MenuIcon, Monitor, Moon, Plus, Search, Sun, Users, X } from 'lucide-react'
-import { lazy, type ReactNode, Suspense, useCallback, useState } from 'react'
+import { Activity, Boxes, ChevronsUpDown, CircleUser, Keyboard, KeyRound, LockKeyhole, LogOut, Menu as MenuIcon, Monitor, Moon, Plus, Search, Sun, Users } from 'lucide-react'
+import { lazy, type ReactNode, Suspense, useCallback, useEffect, useRef, useState } from 'react'
 import { api } from '@/lib/api'
 import { cn } from '@/lib/cn'
 import { meQuery } from '@/lib/queries'
@@ -13,10 +12,12 @@ import type { Me, Org } from '@/lib/types'
 import { ConnectionBadge } from './connection'
 import { Logo } from './logo'
 import { Button, buttonStyles } from './ui/button'
-import { Menu, MenuGroup, MenuItem, MenuRadio, MenuSeparator } from './ui/menu'
+import { preloadOverlays } from './ui/dialog'
+import { Menu } from './ui/menu'
 import { Kbd } from './ui/misc'
 import { toast } from './ui/toast'
 
+const Drawer = lazy(() => import('./ui/drawer'))
 const Palette = lazy(() => import('./palette'))
 const ShortcutSheet = lazy(() => import('./shortcut-sheet'))
 const NewOrg = lazy(() => import('@/features/new-org'))
@@ -53,6 +54,7 @@ export function Shell() {
     'g u': () => void navigate({ to: '/account' }),
     '/': () => document.querySelector<HTMLInputElement>('main input[type=search]')?.focus(),
   })
+  useEffect(preloadOverlays, [])
   if (!me) return null
   const close = (is: Overlay) => (next: boolean) => {
     if (!next && overlay === is) setOverlay(null)
@@ -96,28 +98,31 @@ function useSignOut(): () => void {
 
 function MobileBar({ children, open, org }: { children: ReactNode; open: (overlay: Overlay) => void; org: Org | undefined }) {
   const [drawer, setDrawer] = useState(false)
+  const [used, setUsed] = useState(false)
+  const button = useRef<HTMLButtonElement>(null)
   return (
     <header className="sticky top-0 z-20 flex h-13 items-center gap-2 border-b border-line bg-bg/90 px-2.5 backdrop-blur lg:hidden">
-      <Dialog.Root open={drawer} onOpenChange={setDrawer}>
-        <Dialog.Trigger render={<Button variant="ghost" size="icon" aria-label="Open navigation" />}>
-          <MenuIcon aria-hidden="true" />
-        </Dialog.Trigger>
-        <Dialog.Portal>
-          <Dialog.Backdrop className="fixed inset-0 z-30 bg-black/40 transition-opacity duration-150 data-ending-style:opacity-0 data-starting-style:opacity-0" />
-          <Dialog.Popup
-            className="fixed inset-y-0 left-0 z-40 flex w-[min(18rem,85vw)] flex-col border-r border-line bg-sunken shadow-float transition-transform duration-200 data-ending-style:-translate-x-full data-starting-style:-translate-x-full"
-            onClick={(event) => {
-              if ((event.target as Element).closest('a')) setDrawer(false)
-            }}
-          >
-            <Dialog.Title className="sr-only">Navigation</Dialog.Title>
-            <Dialog.Close className={cn(buttonStyles({ variant: 'ghost', size: 'icon' }), 'absolute top-2.5 right-2')} aria-label="Close navigation">
-              <X aria-hidden="true" />
-            </Dialog.Close>
+      <Button
+        ref={button}
+        variant="ghost"
+        size="icon"
+        aria-label="Open navigation"
+        aria-haspopup="dialog"
+        aria-expanded={drawer}
+        onClick={() => {
+          setUsed(true)
+          setDrawer(true)
+        }}
+      >
+        <MenuIcon aria-hidden="true" />
+      </Button>
+      {used && (
+        <Suspense>
+          <Drawer open={drawer} onOpenChange={setDrawer} finalFocus={button}>
             {children}
-          </Dialog.Popup>
-        </Dialog.Portal>
-      </Dialog.Root>
+          </Drawer>
+        </Suspense>
+      )}
       <Link to="/" className="flex min-w-0 flex-1 items-center gap-2 rounded-md font-semibold" aria-label="ClawHQ, workloads">
         <Logo />
         <span className="truncate text-sm">{org?.name ?? 'ClawHQ'}</span>
@@ -165,7 +170,7 @@ function Nav({ me, org, open, signOut }: { me: Me; org: Org | undefined; open: (
       <div className="border-t border-line p-3">
         <div className="mb-1 flex h-7 items-center justify-between px-2">
           <ConnectionBadge />
-          <Button variant="ghost" size="icon-sm" aria-label="Keyboard shortcuts" title="Keyboard shortcuts (?)" onClick={() => open('shortcuts')} className="-mr-1.5 hidden lg:inline-flex">
+          <Button variant="ghost" size="icon-sm" aria-label="Keyboard shortcuts" title="Keyboard shortcuts (?)" onClick={() => open('shortcuts')} className="-mr-1.5 max-lg:hidden!">
             <Keyboard aria-hidden="true" />
           </Button>
         </div>
@@ -211,69 +216,63 @@ function OrgSwitch({ me, org, open }: { me: Me; org: Org | undefined; open: (ove
   return (
     <Menu
       align="start"
-      className="w-54"
-      trigger={
-        <button type="button" className="flex min-w-0 flex-1 items-center gap-2.5 rounded-lg px-1.5 py-1.5 text-left hover:bg-hover" aria-label={`Organisation ${org?.name ?? ''}, switch`}>
-          <Logo />
-          <span className="min-w-0 flex-1">
-            <span className="block truncate text-sm leading-4 font-semibold">{org?.name ?? 'ClawHQ'}</span>
-            {org && <span className="block truncate text-2xs leading-4 text-muted capitalize">{org.tier} plan</span>}
-          </span>
-          <ChevronsUpDown className="size-3.5 shrink-0 text-muted" aria-hidden="true" />
-        </button>
-      }
+      width="w-54"
+      label={`Organisation ${org?.name ?? ''}, switch`}
+      className="flex min-w-0 flex-1 items-center gap-2.5 rounded-lg px-1.5 py-1.5 text-left hover:bg-hover"
+      entries={[
+        {
+          kind: 'radio',
+          label: 'Organisations',
+          value: org?.slug ?? '',
+          onChange: (slug) => void navigate({ to: '/orgs/$org', params: { org: slug } }),
+          options: me.orgs.map((o) => ({ value: o.slug, label: o.name })),
+        },
+        { kind: 'separator' },
+        { kind: 'item', label: 'New organisation…', icon: <Plus aria-hidden="true" />, onSelect: () => open('new-org') },
+      ]}
     >
-      <MenuRadio
-        label="Organisations"
-        value={org?.slug ?? ''}
-        onChange={(slug) => void navigate({ to: '/orgs/$org', params: { org: slug } })}
-        options={me.orgs.map((o) => ({ value: o.slug, label: o.name }))}
-      />
-      <MenuSeparator />
-      <MenuItem onClick={() => open('new-org')}>
-        <Plus aria-hidden="true" /> New organisation…
-      </MenuItem>
+      <Logo />
+      <span className="min-w-0 flex-1">
+        <span className="block truncate text-sm leading-4 font-semibold">{org?.name ?? 'ClawHQ'}</span>
+        {org && <span className="block truncate text-2xs leading-4 text-muted capitalize">{org.tier} plan</span>}
+      </span>
+      <ChevronsUpDown className="size-3.5 shrink-0 text-muted" aria-hidden="true" />
     </Menu>
   )
 }
 
 function UserMenu({ me, signOut }: { me: Me; signOut: () => void }) {
   const theme = useThemeChoice()
+  const navigate = useNavigate()
   const email = me.user?.email ?? ''
   return (
     <Menu
       align="start"
       side="top"
-      className="w-54"
-      trigger={
-        <button type="button" className="flex w-full min-w-0 items-center gap-2.5 rounded-lg px-2 py-1.5 text-left text-sm hover:bg-hover" aria-label={`Account ${email}`}>
-          <span aria-hidden="true" className="flex size-6 shrink-0 items-center justify-center rounded-full bg-accent-soft text-2xs font-semibold text-accent-ink uppercase">
-            {email[0]}
-          </span>
-          <span className="min-w-0 flex-1 truncate text-ink-2">{email}</span>
-        </button>
-      }
+      width="w-54"
+      label={`Account ${email}`}
+      className="flex w-full min-w-0 items-center gap-2.5 rounded-lg px-2 py-1.5 text-left text-sm hover:bg-hover"
+      entries={[
+        {
+          kind: 'radio',
+          label: 'Theme',
+          value: theme,
+          onChange: (value) => setTheme(value as ThemeChoice),
+          options: [
+            { value: 'system', label: 'System', icon: <Monitor aria-hidden="true" /> },
+            { value: 'light', label: 'Light', icon: <Sun aria-hidden="true" /> },
+            { value: 'dark', label: 'Dark', icon: <Moon aria-hidden="true" /> },
+          ],
+        },
+        { kind: 'separator' },
+        { kind: 'item', label: 'Account and sessions', icon: <CircleUser aria-hidden="true" />, onSelect: () => void navigate({ to: '/account' }) },
+        { kind: 'item', label: 'Sign out', icon: <LogOut aria-hidden="true" />, onSelect: signOut },
+      ]}
     >
-      <MenuRadio
-        label="Theme"
-        value={theme}
-        onChange={(value) => setTheme(value as ThemeChoice)}
-        options={[
-          { value: 'system', label: 'System', icon: <Monitor aria-hidden="true" /> },
-          { value: 'light', label: 'Light', icon: <Sun aria-hidden="true" /> },
-          { value: 'dark', label: 'Dark', icon: <Moon aria-hidden="true" /> },
-        ]}
-      />
-      <MenuSeparator />
-      <MenuGroup label="Account">
-        <MenuItem render={<Link to="/account" />}>
-          <CircleUser aria-hidden="true" /> Account and sessions
-        </MenuItem>
-        <MenuItem onClick={signOut}>
-          <LogOut aria-hidden="true" /> Sign out
-        </MenuItem>
-      </MenuGroup>
+      <span aria-hidden="true" className="flex size-6 shrink-0 items-center justify-center rounded-full bg-accent-soft text-2xs font-semibold text-accent-ink uppercase">
+        {email[0]}
+      </span>
+      <span className="min-w-0 flex-1 truncate text-ink-2">{email}</span>
     </Menu>
   )
 }
-

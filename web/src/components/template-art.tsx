@@ -2,8 +2,8 @@ import { Container } from 'lucide-react'
 import { cn } from '@/lib/cn'
 
 /** A template's mark: its own for those we ship, a container for any image. */
-export function TemplateArt({ icon, className }: { icon: string | null | undefined; className?: string }) {
-  const frame = cn('flex size-9 shrink-0 items-center justify-center rounded-lg', className)
+export function TemplateArt({ icon, size = 'md' }: { icon: string | null | undefined; size?: 'md' | 'lg' | 'xl' }) {
+  const frame = cn('flex shrink-0 items-center justify-center', { md: 'size-9 rounded-lg', lg: 'size-11 rounded-xl', xl: 'size-12 rounded-xl' }[size])
   if (icon === 'openclaw' || icon === 'claw' || icon === 'lobster')
     return (
       <span aria-hidden="true" className={cn(frame, 'bg-[oklch(0.93_0.05_25)] text-[oklch(0.55_0.2_25)] dark:bg-[oklch(0.28_0.07_22)] dark:text-[oklch(0.78_0.14_25)]')}>

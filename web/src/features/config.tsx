@@ -88,7 +88,7 @@ function Editor({ org, workload }: { org: string; workload: Workload }) {
                     placeholder="NAME"
                     spellCheck={false}
                     autoCapitalize="off"
-                    className="font-mono text-xs sm:w-2/5"
+                    className="font-mono text-xs! sm:w-2/5!"
                     onChange={(event) => setEnv(row.id, { key: event.target.value })}
                     onPaste={(event) => {
                       const text = event.clipboardData.getData('text')
@@ -99,7 +99,7 @@ function Editor({ org, workload }: { org: string; workload: Workload }) {
                       merge(pairs)
                     }}
                   />
-                  <Input aria-label={`Value of ${row.key || 'the variable'}`} value={row.value} placeholder="value" spellCheck={false} className="min-w-0 flex-1 font-mono text-xs" onChange={(event) => setEnv(row.id, { value: event.target.value })} />
+                  <Input aria-label={`Value of ${row.key || 'the variable'}`} value={row.value} placeholder="value" spellCheck={false} className="min-w-0 flex-1 font-mono text-xs!" onChange={(event) => setEnv(row.id, { value: event.target.value })} />
                   <Button size="icon" variant="ghost" aria-label={`Remove ${row.key || 'the empty variable'}`} onClick={() => setDraft((d) => ({ ...d, env: d.env.filter((r) => r.id !== row.id) }))}>
                     <Trash2 aria-hidden="true" />
                   </Button>
@@ -136,7 +136,7 @@ function Editor({ org, workload }: { org: string; workload: Workload }) {
             {draft.secrets.map((row) => (
               <li key={row.id}>
                 <div className="flex items-start gap-2 max-sm:flex-wrap">
-                  <Select aria-label="Secret" className="sm:w-2/5" value={row.name} onChange={(event) => setDraft((d) => ({ ...d, secrets: d.secrets.map((r) => (r.id === row.id ? { ...r, name: event.target.value, where: r.target === 'env' && (r.where === '' || r.where === r.name) ? event.target.value : r.where } : r)) }))}>
+                  <Select aria-label="Secret" className="sm:w-2/5!" value={row.name} onChange={(event) => setDraft((d) => ({ ...d, secrets: d.secrets.map((r) => (r.id === row.id ? { ...r, name: event.target.value, where: r.target === 'env' && (r.where === '' || r.where === r.name) ? event.target.value : r.where } : r)) }))}>
                     <option value="">Choose a secret…</option>
                     {row.name !== '' && !secrets.data?.some((s) => s.name === row.name) && <option value={row.name}>{row.name}</option>}
                     {secrets.data?.map((s) => (
@@ -145,7 +145,7 @@ function Editor({ org, workload }: { org: string; workload: Workload }) {
                       </option>
                     ))}
                   </Select>
-                  <Select aria-label={`How ${row.name || 'the secret'} is given`} className="w-28 shrink-0" value={row.target} onChange={(event) => setDraft((d) => ({ ...d, secrets: d.secrets.map((r) => (r.id === row.id ? { ...r, target: event.target.value as 'env' | 'file', where: event.target.value === 'file' ? `/run/secrets/${r.name.toLowerCase()}` : r.name } : r)) }))}>
+                  <Select aria-label={`How ${row.name || 'the secret'} is given`} className="w-28! shrink-0" value={row.target} onChange={(event) => setDraft((d) => ({ ...d, secrets: d.secrets.map((r) => (r.id === row.id ? { ...r, target: event.target.value as 'env' | 'file', where: event.target.value === 'file' ? `/run/secrets/${r.name.toLowerCase()}` : r.name } : r)) }))}>
                     <option value="env">variable</option>
                     <option value="file">file</option>
                   </Select>
@@ -155,7 +155,7 @@ function Editor({ org, workload }: { org: string; workload: Workload }) {
                     aria-describedby={problems.has(row.id) ? `why-${row.id}` : undefined}
                     value={row.where}
                     spellCheck={false}
-                    className="min-w-0 flex-1 font-mono text-xs"
+                    className="min-w-0 flex-1 font-mono text-xs!"
                     onChange={(event) => setDraft((d) => ({ ...d, secrets: d.secrets.map((r) => (r.id === row.id ? { ...r, where: event.target.value } : r)) }))}
                   />
                   <Button size="icon" variant="ghost" aria-label={`Remove the reference to ${row.name || 'a secret'}`} onClick={() => setDraft((d) => ({ ...d, secrets: d.secrets.filter((r) => r.id !== row.id) }))}>

@@ -231,7 +231,7 @@ function DeployForm(props: {
               {parsed.pairs.length > 0 && <Badge>{parsed.pairs.length}</Badge>}
             </summary>
             <Field label="Environment variables" hideLabel className="mt-3" hint="Paste a .env file. Keep passwords and keys in Secrets: they can be added after the deploy." error={shown('env')}>
-              <Textarea value={env} onChange={(event) => setEnv(event.target.value)} rows={4} spellCheck={false} placeholder={'LOG_LEVEL=info\nGREETING="Hello there"'} className="font-mono text-xs" />
+              <Textarea value={env} onChange={(event) => setEnv(event.target.value)} rows={4} spellCheck={false} placeholder={'LOG_LEVEL=info\nGREETING="Hello there"'} className="font-mono text-xs!" />
             </Field>
           </details>
         </div>
@@ -366,7 +366,7 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
   return (
     <div className="mx-auto max-w-2xl">
       <header className="mb-6 flex items-center gap-4">
-        <TemplateArt icon={attempt.body.template ?? 'image'} className="size-12 rounded-xl" />
+        <TemplateArt icon={attempt.body.template ?? 'image'} size="xl" />
         <div className="min-w-0 flex-1">
           <h1 tabIndex={-1} className="truncate text-xl font-semibold">
             {error !== null ? `${name} was not deployed` : failed ? `${name} did not start` : running ? `${name} is running` : `Deploying ${name}`}
@@ -463,7 +463,7 @@ function TokenRow({ token }: { token: string }) {
       <div className="flex items-center gap-3">
         <dt className="w-20 shrink-0 text-muted">Token</dt>
         <dd className="flex min-w-0 flex-1 items-center gap-1.5">
-          <code className="min-w-0 flex-1 truncate rounded-md border border-line bg-panel px-2 py-1 font-mono text-xs" data-testid="access-token">
+          <code className="min-w-0 flex-1 truncate rounded-md border border-line bg-panel px-2 py-1 font-mono text-xs!" data-testid="access-token">
             {shown ? token : '•'.repeat(Math.min(token.length, 32))}
           </code>
           <Button size="sm" onClick={() => setShown(!shown)}>

@@ -273,7 +273,7 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
           </div>
         )}
         {!follow && (
-          <Button size="sm" variant="primary" onClick={jump} className="absolute bottom-3 left-1/2 -translate-x-1/2 rounded-full px-3.5 shadow-float">
+          <Button size="sm" variant="primary" onClick={jump} className="absolute bottom-3 left-1/2 -translate-x-1/2 rounded-full! px-3.5! shadow-float!">
             <ArrowDown aria-hidden="true" />
             {fresh > 0 ? `${fresh.toLocaleString('en')} new, jump to latest` : 'Jump to latest'}
           </Button>
@@ -292,7 +292,7 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
 
 function Tool({ pressed, onClick, label, children }: { pressed: boolean; onClick: () => void; label: string; children: ReactNode }) {
   return (
-    <Button size="sm" variant="ghost" aria-pressed={pressed} aria-label={label} title={label} onClick={onClick} className={cn(pressed && 'bg-hover text-ink')}>
+    <Button size="sm" variant="ghost" aria-pressed={pressed} aria-label={label} title={label} onClick={onClick} className={cn(pressed && 'bg-hover text-ink!')}>
       {children}
     </Button>
   )

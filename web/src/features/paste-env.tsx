@@ -52,7 +52,7 @@ export function PasteEnv({ org, onClose, onDone }: { org: string; onClose: () =>
     >
       <div className="space-y-4">
         <Field label="Contents" error={bad.length > 0 ? `Line ${bad.join(', ')}: not KEY=value` : undefined}>
-          <Textarea value={text} onChange={(event) => setText(event.target.value)} rows={7} spellCheck={false} autoCapitalize="off" className="font-mono text-xs" placeholder={'LOG_LEVEL=info\nOPENAI_API_KEY=sk-…'} />
+          <Textarea value={text} onChange={(event) => setText(event.target.value)} rows={7} spellCheck={false} autoCapitalize="off" className="font-mono text-xs!" placeholder={'LOG_LEVEL=info\nOPENAI_API_KEY=sk-…'} />
         </Field>
         {pairs.length > 0 && (
           <ul className="max-h-56 divide-y divide-line overflow-y-auto rounded-lg border border-line">

@@ -78,7 +78,7 @@ export function SecretDialog({ org, name: fixed, onClose, onSaved }: { org: stri
           }
         >
           {shown ? (
-            <Textarea value={value} onChange={(event) => setValue(event.target.value)} spellCheck={false} autoComplete="off" className="font-mono text-xs" />
+            <Textarea value={value} onChange={(event) => setValue(event.target.value)} spellCheck={false} autoComplete="off" className="font-mono text-xs!" />
           ) : (
             <Input type="password" value={value} onChange={(event) => setValue(event.target.value)} autoComplete="new-password" className="font-mono" />
           )}

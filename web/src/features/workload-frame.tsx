@@ -5,7 +5,7 @@ import { type ReactNode, useState } from 'react'
 import { TemplateArt } from '@/components/template-art'
 import { Button, buttonStyles } from '@/components/ui/button'
 import { Confirm } from '@/components/ui/confirm'
-import { Menu, MenuItem, MenuSeparator } from '@/components/ui/menu'
+import { Menu } from '@/components/ui/menu'
 import { copyText, Skeleton, StateLabel } from '@/components/ui/misc'
 import { ErrorState } from '@/components/ui/problem'
 import { toast } from '@/components/ui/toast'
@@ -64,7 +64,7 @@ export function WorkloadFrame({ org, name, children }: { org: string; name: stri
           </span>
         </nav>
         <div className="flex flex-wrap items-center gap-x-4 gap-y-3">
-          <TemplateArt icon={icon} className="size-11 rounded-xl" />
+          <TemplateArt icon={icon} size="lg" />
           <div className="min-w-0 flex-1 basis-52">
             <h1 tabIndex={-1} className="truncate text-xl leading-7 font-semibold">
               {name}
@@ -143,18 +143,16 @@ function Actions({ org, workload: w }: { org: string; workload: Workload }) {
         </Button>
       )}
       <Menu
-        trigger={
-          <Button size="icon" aria-label={`More actions for ${w.name}`}>
-            <Ellipsis aria-hidden="true" />
-          </Button>
-        }
+        label={`More actions for ${w.name}`}
+        className={buttonStyles({ size: 'icon' })}
+        entries={[
+          { kind: 'item', label: 'Copy id', onSelect: () => void copyText(w.id).then((ok) => ok && toast.ok('Id copied', w.id)) },
+          ...(w.url ? [{ kind: 'item' as const, label: 'Copy address', onSelect: () => void copyText(w.url ?? '').then((ok) => ok && toast.ok('Address copied')) }] : []),
+          { kind: 'separator' },
+          { kind: 'item', label: 'Delete…', icon: <Trash2 aria-hidden="true" />, danger: true, onSelect: () => setDeleting(true) },
+        ]}
       >
-        <MenuItem onClick={() => void copyText(w.id).then((ok) => ok && toast.ok('Id copied', w.id))}>Copy id</MenuItem>
-        {w.url && <MenuItem onClick={() => void copyText(w.url ?? '').then((ok) => ok && toast.ok('Address copied'))}>Copy address</MenuItem>}
-        <MenuSeparator />
-        <MenuItem danger onClick={() => setDeleting(true)}>
-          <Trash2 aria-hidden="true" /> Delete…
-        </MenuItem>
+        <Ellipsis aria-hidden="true" />
       </Menu>
       <Confirm
         open={deleting}

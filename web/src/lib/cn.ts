@@ -1,7 +1,6 @@
-import { clsx, type ClassValue } from 'clsx'
-import { twMerge } from 'tailwind-merge'
+import { type ClassValue, clsx } from 'clsx'
 
-/** Joins class names; of two utilities that set the same property the later one wins. */
+/** Joins class names. Of two utilities for one property the style sheet decides, so an override is marked important (`h-10!`). */
 export function cn(...inputs: ClassValue[]): string {
-  return twMerge(clsx(inputs))
+  return clsx(inputs)
 }

@@ -66,10 +66,10 @@ function SignIn() {
         }}
       >
         <Field label="E-mail">
-          <Input type="email" name="email" autoComplete="username" autoFocus required value={email} onChange={(event) => setEmail(event.target.value)} className="h-10" />
+          <Input type="email" name="email" autoComplete="username" autoFocus required value={email} onChange={(event) => setEmail(event.target.value)} className="h-10!" />
         </Field>
         <Field label="Password">
-          <Input type="password" name="password" autoComplete="current-password" required value={password} onChange={(event) => setPassword(event.target.value)} className="h-10" />
+          <Input type="password" name="password" autoComplete="current-password" required value={password} onChange={(event) => setPassword(event.target.value)} className="h-10!" />
         </Field>
         {error !== null && <ProblemNote error={error} />}
         <Button type="submit" variant="primary" size="lg" className="w-full" busy={busy} disabled={email === '' || password === ''}>

@@ -66,10 +66,10 @@ function SignUp() {
         }}
       >
         <Field label="E-mail" error={(tried ? problems.email : undefined) ?? refused?.field('/email')}>
-          <Input type="email" name="email" autoComplete="username" autoFocus required value={email} onChange={(event) => setEmail(event.target.value)} className="h-10" />
+          <Input type="email" name="email" autoComplete="username" autoFocus required value={email} onChange={(event) => setEmail(event.target.value)} className="h-10!" />
         </Field>
         <Field label="Password" hint="At least 8 characters. A few words in a row are easiest." error={(tried ? problems.password : undefined) ?? refused?.field('/password')}>
-          <Input type="password" name="password" autoComplete="new-password" required value={password} onChange={(event) => setPassword(event.target.value)} className="h-10" />
+          <Input type="password" name="password" autoComplete="new-password" required value={password} onChange={(event) => setPassword(event.target.value)} className="h-10!" />
         </Field>
         {refused && <ProblemNote error={refused} />}
         <Button type="submit" variant="primary" size="lg" className="w-full" busy={busy}>

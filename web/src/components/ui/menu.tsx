@@ -1,76 +1,48 @@
-import { Menu as Base } from '@base-ui/react/menu'
-import { Check } from 'lucide-react'
-import type { ReactElement, ReactNode } from 'react'
-import { cn } from '@/lib/cn'
+import { type KeyboardEvent, lazy, type ReactNode, Suspense, useId, useRef, useState } from 'react'
 
-const item =
-  'flex w-full cursor-default items-center gap-2.5 rounded-md px-2 py-1.5 text-sm text-ink outline-none select-none data-highlighted:bg-hover data-disabled:opacity-45 [&>svg]:size-4 [&>svg]:shrink-0 [&>svg]:text-muted pointer-coarse:py-2.5'
+export type MenuEntry =
+  | { kind: 'item'; label: ReactNode; icon?: ReactNode; danger?: boolean; disabled?: boolean; onSelect: () => void }
+  | { kind: 'radio'; label: string; value: string; onChange: (value: string) => void; options: { value: string; label: ReactNode; icon?: ReactNode }[] }
+  | { kind: 'separator' }
 
-export function Menu(props: { trigger: ReactElement<Record<string, unknown>>; children: ReactNode; align?: 'start' | 'end' | 'center'; side?: 'top' | 'bottom'; className?: string }) {
+const Popup = lazy(() => import('./menu-popup'))
+
+/** A button that opens a menu. The popup's machinery is fetched on the first intent; the button is there from the start. */
+export function Menu(props: { label: string; className: string; children: ReactNode; entries: MenuEntry[]; align?: 'start' | 'end'; side?: 'top' | 'bottom'; width?: string }) {
+  const [open, setOpen] = useState(false)
+  const [used, setUsed] = useState(false)
+  const button = useRef<HTMLButtonElement>(null)
+  const id = useId()
+  const show = () => {
+    setUsed(true)
+    setOpen(true)
+  }
   return (
-    <Base.Root>
-      <Base.Trigger render={props.trigger} />
-      <Base.Portal>
-        <Base.Positioner sideOffset={6} align={props.align ?? 'end'} side={props.side ?? 'bottom'} className="z-50 outline-none">
-          <Base.Popup
-            className={cn(
-              'min-w-48 origin-(--transform-origin) rounded-xl border border-line bg-panel p-1 shadow-float outline-none transition-[opacity,scale] duration-100 data-ending-style:scale-[0.98] data-ending-style:opacity-0 data-starting-style:scale-[0.98] data-starting-style:opacity-0',
-              props.className,
-            )}
-          >
-            {props.children}
-          </Base.Popup>
-        </Base.Positioner>
-      </Base.Portal>
-    </Base.Root>
-  )
-}
-
-export function MenuItem(props: { onClick?: () => void; children: ReactNode; disabled?: boolean; danger?: boolean; render?: ReactElement<Record<string, unknown>> }) {
-  return (
-    <Base.Item
-      {...(props.onClick ? { onClick: props.onClick } : {})}
-      {...(props.render ? { render: props.render, nativeButton: false } : {})}
-      disabled={props.disabled ?? false}
-      className={cn(item, props.danger && 'text-bad-ink [&>svg]:text-bad-ink')}
-    >
-      {props.children}
-    </Base.Item>
-  )
-}
-
-export function MenuSeparator() {
-  return <Base.Separator className="-mx-1 my-1 h-px bg-line" />
-}
-
-export function MenuLabel({ children }: { children: ReactNode }) {
-  return <Base.GroupLabel className="px-2 py-1.5 text-xs text-muted">{children}</Base.GroupLabel>
-}
-
-export function MenuGroup({ label, children }: { label: ReactNode; children: ReactNode }) {
-  return (
-    <Base.Group>
-      <MenuLabel>{label}</MenuLabel>
-      {children}
-    </Base.Group>
-  )
-}
-
-export function MenuRadio(props: { label: ReactNode; value: string; onChange: (value: string) => void; options: { value: string; label: ReactNode; icon?: ReactNode }[] }) {
-  return (
-    <Base.Group>
-      <MenuLabel>{props.label}</MenuLabel>
-      <Base.RadioGroup value={props.value} onValueChange={(value) => props.onChange(String(value))}>
-        {props.options.map((option) => (
-          <Base.RadioItem key={option.value} value={option.value} className={item}>
-            {option.icon}
-            <span className="flex-1">{option.label}</span>
-            <Base.RadioItemIndicator>
-              <Check className="size-3.5 text-ink" aria-hidden="true" />
-            </Base.RadioItemIndicator>
-          </Base.RadioItem>
-        ))}
-      </Base.RadioGroup>
-    </Base.Group>
+    <>
+      <button
+        ref={button}
+        type="button"
+        id={id}
+        className={props.className}
+        aria-label={props.label}
+        aria-haspopup="menu"
+        aria-expanded={open}
+        onPointerEnter={() => setUsed(true)}
+        onClick={() => (open ? setOpen(false) : show())}
+        onKeyDown={(event: KeyboardEvent) => {
+          if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
+            event.preventDefault()
+            show()
+          }
+        }}
+      >
+        {props.children}
+      </button>
+      {used && (
+        <Suspense>
+          <Popup open={open} onOpenChange={setOpen} anchor={button} labelledBy={id} entries={props.entries} align={props.align ?? 'end'} side={props.side ?? 'bottom'} width={props.width} />
+        </Suspense>
+      )}
+    </>
   )
 }

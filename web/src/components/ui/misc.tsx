@@ -21,7 +21,7 @@ export function Badge({ tone = 'idle', className, children }: { tone?: Tone | 'a
 }
 
 export function Dot({ tone, busy, className }: { tone: Tone; busy?: boolean; className?: string }) {
-  return <span aria-hidden="true" className={cn('inline-block size-2 shrink-0 rounded-full', dots[tone], busy && 'animate-breathe', className)} />
+  return <span aria-hidden="true" className={cn('inline-block shrink-0 rounded-full', !className?.includes('size-') && 'size-2', dots[tone], busy && 'animate-breathe', className)} />
 }
 
 export function StateLabel({ state, className }: { state: string; className?: string }) {
@@ -46,7 +46,7 @@ export function Kbd({ children, className }: { children: ReactNode; className?: 
 }
 
 export function Skeleton({ className }: { className?: string }) {
-  return <span aria-hidden="true" className={cn('block animate-breathe rounded-md bg-hover', className)} />
+  return <span aria-hidden="true" className={cn('block animate-breathe bg-hover', !className?.includes('rounded') && 'rounded-md', className)} />
 }
 
 /** `5 min. ago`, kept up to date; the full local and UTC time on hover. */
@@ -107,7 +107,7 @@ export function CodeBlock({ code, label, className }: { code: string; label: str
       <pre className="overflow-x-auto py-2.5 pr-11 pl-3 font-mono text-xs leading-5 text-ink-2" tabIndex={0} role="region" aria-label={label}>
         {code}
       </pre>
-      <CopyButton text={code} label={`Copy ${label}`} className="absolute top-1.5 right-1.5 bg-sunken" />
+      <CopyButton text={code} label={`Copy ${label}`} className="absolute! top-1.5 right-1.5 bg-sunken" />
     </div>
   )
 }

@@ -12,7 +12,7 @@ function Facts({ code, requestId }: { code: string; requestId: string | undefine
         <>
           <span aria-hidden="true">·</span>
           <span className="break-all">{requestId}</span>
-          <CopyButton text={requestId} label="Copy request id" className="-my-1 size-5" />
+          <CopyButton text={requestId} label="Copy request id" className="-my-1 size-5!" />
         </>
       )}
     </p>
