@@ -60,6 +60,7 @@ const PER_LISTENER: usize = 16;
 #[derive(Clone, Copy)]
 #[repr(usize)]
 pub enum W {
+    Active,
     Sockets,
     Pipes,
     Turns,
@@ -229,6 +230,7 @@ impl Board {
         for country in 0..COUNTRIES {
             self.country(worker, country)[0].store(0, Relaxed);
         }
+        self.worker(worker, W::Active).store(0, Relaxed);
         self.worker(worker, W::Sockets).store(0, Relaxed);
         self.worker(worker, W::Pipes).store(0, Relaxed);
         self.clients(worker).wipe(worker);
@@ -317,7 +319,7 @@ mod tests {
             std::ptr::from_ref(board.listener(0, MOST_LISTENERS - 1, L::EndedReset)),
             std::ptr::from_ref(&board.country(0, 0)[0]),
             std::ptr::from_ref(&board.country(0, COUNTRIES - 1)[1]),
-            std::ptr::from_ref(board.worker(0, W::Sockets)),
+            std::ptr::from_ref(board.worker(0, W::Active)),
             std::ptr::from_ref(board.worker(0, W::Beat)),
             std::ptr::from_ref(board.backend(1, 0, B::Total)),
             std::ptr::from_ref(board.worker(2, W::Beat)),

@@ -904,13 +904,9 @@ impl Checker<'_> {
                     );
                 }
                 if let Some(url) = &conduit.metrics
-                    && !url.starts_with("http://")
+                    && let Err(problem) = crate::conduit::split_url(url)
                 {
-                    self.refuse(
-                        spanned.span(),
-                        format!("`{url}` is not an http:// address"),
-                        "write it as in \"http://127.0.0.1:9090/metrics\"",
-                    );
+                    self.refuse(spanned.span(), problem, "write it as in \"http://127.0.0.1:9090/metrics\"");
                 }
                 let sources = [
                     conduit.metrics.clone().map(ConduitSource::Metrics),
