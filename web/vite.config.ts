@@ -21,9 +21,8 @@ export default defineConfig({
         codeSplitting: {
           includeDependenciesRecursively: false,
           groups: [
-            { name: 'react', test: /rolldown\/runtime|node_modules\/(react|react-dom|scheduler|use-sync-external-store)\//, priority: 30 },
+            { name: 'react', test: /node_modules\/(react|react-dom|scheduler|use-sync-external-store)\//, priority: 30 },
             { name: 'base', test: /node_modules\/(@tanstack\/(react-router|router-core|history|react-store|store|react-query|query-core)|clsx|class-variance-authority|openapi-fetch)\//, priority: 20 },
-            { name: 'home', test: /src\/(routes\/_app(\.tsx|\/orgs\.\$org(\.tsx|\/index\.tsx))\?tsr-split|components\/(shell|connection)\.tsx|features\/(workloads|workload-actions)\.tsx)/, priority: 15 },
             { name: 'kit', test: /(node_modules\/lucide-react\/|src\/components\/(ui\/(button|dialog|field|menu|misc|problem|toast)|logo|template-art|route-states)\.tsx|src\/lib\/(api|cn|curl|format|live|problem|queries|session|shortcuts|sse|states|storage|theme|title)\.ts)/, minShareCount: 2, priority: 10 },
           ],
         },

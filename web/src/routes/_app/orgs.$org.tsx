@@ -6,7 +6,11 @@ import { useOrgEvents } from '@/lib/live'
 import { meQuery } from '@/lib/queries'
 import { rememberOrg } from '@/lib/session'
 
-export const Route = createFileRoute('/_app/orgs/$org')({ component: OrgLayout })
+export const Route = createFileRoute('/_app/orgs/$org')({
+  // Part of the first page: a file of its own would only cost a request.
+  codeSplitGroupings: [],
+  component: OrgLayout,
+})
 
 function OrgLayout() {
   const { org } = Route.useParams()

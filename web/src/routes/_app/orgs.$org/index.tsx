@@ -5,6 +5,8 @@ import { templatesQuery, tiersQuery, workloadsQuery } from '@/lib/queries'
 type Search = { state?: 'running' | 'stopped' | 'attention'; q?: string }
 
 export const Route = createFileRoute('/_app/orgs/$org/')({
+  // Part of the first page: a file of its own would only cost a request.
+  codeSplitGroupings: [],
   validateSearch: (search: Record<string, unknown>): Search => ({
     ...(search.state === 'running' || search.state === 'stopped' || search.state === 'attention' ? { state: search.state } : {}),
     ...(typeof search.q === 'string' && search.q !== '' ? { q: search.q } : {}),
