@@ -635,6 +635,14 @@ impl Controller {
 }
 
 impl State {
+    pub fn is_alive(&self, number: usize) -> bool {
+        self.workers.get(number).is_some_and(|worker| worker.process.is_some())
+    }
+
+    pub fn pid(&self, number: usize) -> Option<u32> {
+        self.workers.get(number)?.process.as_ref().map(|(child, _)| child.id())
+    }
+
     /// Process ids of the workers that live.
     pub fn pids(&self) -> Vec<u32> {
         self.workers.iter().filter_map(|worker| worker.process.as_ref().map(|(child, _)| child.id())).collect()

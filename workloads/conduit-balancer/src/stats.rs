@@ -90,6 +90,7 @@ pub struct CountryStats {
 #[derive(Debug, Serialize)]
 pub struct WorkerStats {
     pub number: usize,
+    pub pid: Option<u32>,
     pub alive: bool,
     pub restarts: u64,
     pub now: u64,
@@ -197,11 +198,11 @@ impl Stats {
             .filter(|country| country.total > 0)
             .collect();
         countries.sort_by_key(|country| std::cmp::Reverse((country.now, country.total)));
-        let alive = state.pids().len();
         let workers = (0..board.workers())
             .map(|number| WorkerStats {
                 number,
-                alive: alive == board.workers() || board.worker(number, W::Table).load(Relaxed) > 0,
+                pid: state.pid(number),
+                alive: state.is_alive(number),
                 restarts: state.workers.get(number).map_or(0, |worker| worker.restarts),
                 now: board.worker(number, W::Active).load(Relaxed),
                 sockets: board.worker(number, W::Sockets).load(Relaxed),

@@ -221,31 +221,28 @@ impl Balancer {
         self.forget(index);
     }
 
-    /// The backend with the fewest connections for its weight, all workers counted; `not` only if there is no other.
+    /// The backend with the fewest connections for its weight, all workers counted; never `not`, which has just failed.
     fn least(&mut self, pool: usize, not: u16) -> Option<(usize, SocketAddr)> {
         let board = self.board;
         let pool = self.pools.get_mut(pool)?;
         let count = pool.targets.len();
         pool.turn = if pool.turn + 1 >= count { 0 } else { pool.turn + 1 };
         let mut best: Option<(u64, u64, &Target)> = None;
-        let mut fallback = None;
         let (before, after) = pool.targets.split_at(pool.turn.min(count));
         for target in after.iter().chain(before) {
             let weight = board.control(target.slot).weight();
-            if weight == 0 {
+            if weight == 0 || target.slot == usize::from(not) {
                 continue;
             }
             let active = board.active_total(target.slot);
             if target.connections > 0 && active >= u64::from(target.connections) {
                 continue;
             }
-            if target.slot == usize::from(not) {
-                fallback = Some(target);
-            } else if best.is_none_or(|(held, other, _)| (active + 1) * other < held * weight) {
+            if best.is_none_or(|(held, other, _)| (active + 1) * other < held * weight) {
                 best = Some((active + 1, weight, target));
             }
         }
-        best.map(|(_, _, target)| target).or(fallback).map(|target| (target.slot, target.addr))
+        best.map(|(_, _, target)| (target.slot, target.addr))
     }
 
     /// The backend for a UDP flow by the hash of its 4-tuple.
