@@ -218,12 +218,9 @@ fn phase_of(instance: &InstanceView) -> Phase {
     if instance.failure.is_some() && matches!(instance.observed, SlotState::Failed | SlotState::Exited) {
         return Phase::Failed;
     }
+    // "Absent" is also what a container is before it is made; only a slot that was given back is certainly gone.
     if instance.leaving {
-        return if instance.observed == SlotState::Absent && instance.slot.is_some() {
-            Phase::Gone
-        } else {
-            Phase::Stopping
-        };
+        return if instance.slot.is_none() { Phase::Gone } else { Phase::Stopping };
     }
     if instance.slot.is_none() {
         return Phase::Queued;
@@ -548,6 +545,8 @@ mod tests {
         seen.instances[0].leaving = true;
         assert_eq!(converge(&seen, 0).acts, []);
         seen.instances[0].observed = SlotState::Absent;
+        assert_eq!(converge(&seen, 0).acts, [], "absent may be not made yet");
+        seen.instances[0].slot = None;
         assert_eq!(converge(&seen, 0).acts, [Act::Create]);
     }
 
@@ -583,7 +582,7 @@ mod tests {
         assert_eq!(converge(&seen, 0).acts, [leave(1, "deleted")]);
         seen.instances[0].leaving = true;
         assert_eq!(converge(&seen, 0).acts, []);
-        seen.instances[0].observed = SlotState::Absent;
+        seen.instances[0].slot = None;
         assert_eq!(converge(&seen, 0).acts, [Act::Finish]);
         assert_eq!(converge(&view(Desired::Deleted, vec![]), 0).acts, [Act::Finish]);
     }

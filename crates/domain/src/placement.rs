@@ -38,6 +38,15 @@ pub struct Request {
 /// Free disk a node must keep; below it image layers and logs start to fail in ways that hurt everybody.
 pub const DISK_FLOOR_MIB: u64 = 2 * 1024;
 
+/// Containers on one node at most: beyond it Docker's own work and the kernel's network tables begin to show.
+pub const SLOTS_MAX: u32 = 250;
+
+/// What may be reserved of a node's memory, in MiB: a tenth of it, and 1 GiB at least, is the host's own.
+pub fn capacity_mib(memory_mib: u64) -> u32 {
+    let kept = (memory_mib / 10).max(1024);
+    u32::try_from(memory_mib.saturating_sub(kept)).unwrap_or(u32::MAX)
+}
+
 /// Why a node was passed over. The order is the order of checking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Obstacle {
@@ -168,6 +177,11 @@ mod tests {
         ];
         assert_eq!(choose(&SMALL, &nodes).unwrap_err().message(), "3 nodes: 1 cordoned, 2 out of memory");
         assert_eq!(choose(&SMALL, &[]).unwrap_err().message(), "0 nodes");
+    }
+
+    #[test]
+    fn the_host_keeps_its_share() {
+        assert_eq!([512, 2048, 24 * 1024].map(capacity_mib), [0, 1024, 22119]);
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub enum NodeHealth {
 pub struct InstanceView {
     pub id: InstanceId,
     pub release: ReleaseId,
-    /// `None` while it waits in the queue.
+    /// `None` while it waits in the queue, and again when its slot is certainly gone.
     pub slot: Option<SlotId>,
     pub node: Option<NodeId>,
     pub node_health: NodeHealth,
