@@ -221,6 +221,7 @@ const ACCEPTS_PER_TURN: usize = 256;
 const EVENTS: usize = 1024;
 const PIPE_BYTES: usize = 1 << 20;
 const QUEUES_POOLED: usize = 64;
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 
 /// The sockets and timers of a shard: what a service acts on.
 pub struct Io {
@@ -925,11 +926,13 @@ impl<S: Service> Shard<S> {
                     self.io.slots[listener.index as usize].flags &= !flag::READABLE;
                     return;
                 }
-                // The client is gone already, or the table is full for the moment: the next one may do better.
+                // No descriptor left: look again in a while. The edge is spent, so nothing else would bring us back.
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                     self.io.counters.refused += 1;
-                    break;
+                    self.io.wheel.arm(self.io.tick + ticks(OUT_OF_DESCRIPTORS), Due::Conn(listener));
+                    return;
                 }
+                // The client is gone already.
                 Err(_) => continue,
             };
             let conn = self.io.conn(listener);
@@ -1221,6 +1224,9 @@ impl<S: Service> Shard<S> {
     fn deadline(&mut self, token: Token) {
         let tick = self.io.tick;
         let Some(slot) = self.io.slot_mut(token) else { return };
+        if slot.flags & flag::LISTENER != 0 {
+            return self.io.list(token);
+        }
         slot.timer = Timer::NONE;
         if slot.flags & flag::CLOSING != 0 {
             let _ = sockopt::set_socket_linger(slot.fd.as_ref().expect("live slot"), Some(Duration::ZERO));
