@@ -31,6 +31,8 @@ fn rooms() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("clawhq-runtime", &[]),
         ("clawhq-migrations", &[]),
         ("clawhq-init", &[]),
+        ("clawhq-listener", &[]),
+        ("clawhq-console", &[]),
         ("clawhq-hello", &[]),
         ("clawhq-proto", &["clawhq-domain"]),
         ("clawhq-api-types", &["clawhq-domain"]),
@@ -39,9 +41,17 @@ fn rooms() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("clawhq-app", &["clawhq-domain", "clawhq-runtime", "clawhq-sealing", "clawhq-store"]),
         (
             "clawhq-backend",
-            &["clawhq-api-types", "clawhq-app", "clawhq-console", "clawhq-domain", "clawhq-proto", "clawhq-runtime"],
+            &[
+                "clawhq-api-types",
+                "clawhq-app",
+                "clawhq-console",
+                "clawhq-domain",
+                "clawhq-listener",
+                "clawhq-proto",
+                "clawhq-runtime",
+            ],
         ),
-        ("clawhq-edge", &["clawhq-app", "clawhq-domain", "clawhq-runtime"]),
+        ("clawhq-edge", &["clawhq-app", "clawhq-domain", "clawhq-listener", "clawhq-runtime"]),
         ("clawhq-workers", &["clawhq-app", "clawhq-domain", "clawhq-runtime"]),
         ("clawhq-pool-manager", &["clawhq-app", "clawhq-domain", "clawhq-runtime"]),
         // The init's library half is the frame protocol that both ends of its socket speak.
