@@ -29,7 +29,7 @@ const screens = {
   releases: ['/orgs/ada/workloads/swift-otter/releases', (p) => p.getByText('Release 2').waitFor()],
   secrets: ['/orgs/ada/secrets', (p) => p.getByText('SLACK_TOKEN').waitFor()],
   'api-keys': ['/orgs/ada/api-keys', (p) => p.getByText('deploy from CI').waitFor()],
-  members: ['/orgs/ada/members', (p) => p.getByText('grace@example.org').waitFor()],
+  members: ['/orgs/ada/members', (p) => p.getByText('grace@example.org').first().waitFor()],
   activity: ['/orgs/ada/activity', (p) => p.getByText('answers.').first().waitFor()],
   account: ['/account', (p) => p.getByText('this browser').waitFor()],
   missing: ['/orgs/ada/workloads/nothing-here', (p) => p.getByRole('heading', { name: 'Not found' }).waitFor()],
@@ -49,11 +49,12 @@ if (wanted('palette')) {
   await page.getByPlaceholder('Search workloads, pages').waitFor()
   await screen(page, 'palette', { cls: false })
   await page.keyboard.press('Escape')
+  await page.getByPlaceholder('Search workloads, pages').waitFor({ state: 'detached' })
   await page.keyboard.press('?')
   await page.getByRole('heading', { name: 'Keyboard shortcuts' }).waitFor()
   await screen(page, 'shortcuts', { cls: false })
   await page.keyboard.press('Escape')
-  await page.getByRole('button', { name: /Account ada/ }).click()
+  await page.getByRole('button', { name: /account menu/ }).click()
   await page.getByRole('menuitem', { name: 'Sign out' }).waitFor()
   await screen(page, 'user-menu', { cls: false })
   await page.keyboard.press('Escape')
@@ -65,14 +66,14 @@ if (wanted('palette')) {
 if (wanted('progress')) {
   await page.goto('/orgs/ada/deploy')
   await page.getByRole('radio', { name: /OpenClaw/ }).check({ force: true })
-  await page.getByRole('button', { name: 'Deploy' }).click()
+  await page.getByRole('button', { name: 'Deploy', exact: true }).click()
   await page.getByRole('heading', { name: /is running/ }).waitFor()
   await screen(page, 'progress-done', { cls: false })
   await page.goto('/orgs/ada/deploy')
   await page.getByRole('radio', { name: /Any image/ }).check({ force: true })
   await page.getByLabel('Image', { exact: true }).fill('ghcr.io/acme/agent:1')
   await screen(page, 'deploy-image', { cls: false })
-  await page.getByRole('button', { name: 'Deploy' }).click()
+  await page.getByRole('button', { name: 'Deploy', exact: true }).click()
   await page.waitForTimeout(1500)
   await screen(page, 'progress-pending', { cls: false })
 }

@@ -3,7 +3,13 @@ import type { Change } from '@/lib/types'
 
 function label(field: string): { kind: string; name: string } {
   const dot = field.indexOf('.')
-  return dot < 0 ? { kind: field, name: '' } : { kind: field.slice(0, dot), name: field.slice(dot + 1) }
+  if (dot < 0) return { kind: field.replaceAll('_', ' '), name: '' }
+  const kind = field.slice(0, dot)
+  const name = field.slice(dot + 1)
+  if (kind !== 'secrets') return { kind: kind.replace(/s$/, ''), name }
+  // `OPENAI_API_KEY.env KEY`: the secret, and where its value goes.
+  const [, secret = name, how, where] = /^([^.]+)\.(env|file) (.*)$/.exec(name) ?? []
+  return { kind: 'secret', name: how && where !== secret ? `${secret} as ${how} ${where}` : secret }
 }
 
 /** What changes, field by field. Secrets appear as names and versions; that is all the server ever says. */

@@ -123,9 +123,10 @@ function MobileBar({ children, open, org }: { children: ReactNode; open: (overla
           </Drawer>
         </Suspense>
       )}
-      <Link to="/" className="flex min-w-0 flex-1 items-center gap-2 rounded-md font-semibold" aria-label="ClawHQ, workloads">
+      <Link to="/" className="flex min-w-0 flex-1 items-center gap-2 rounded-md font-semibold">
         <Logo />
         <span className="truncate text-sm">{org?.name ?? 'ClawHQ'}</span>
+        <span className="sr-only">, workloads</span>
       </Link>
       <Button variant="ghost" size="icon" aria-label="Search and commands" onClick={() => open('palette')}>
         <Search aria-hidden="true" />
@@ -217,7 +218,6 @@ function OrgSwitch({ me, org, open }: { me: Me; org: Org | undefined; open: (ove
     <Menu
       align="start"
       width="w-54"
-      label={`Organisation ${org?.name ?? ''}, switch`}
       className="flex min-w-0 flex-1 items-center gap-2.5 rounded-lg px-1.5 py-1.5 text-left hover:bg-hover"
       entries={[
         {
@@ -234,8 +234,9 @@ function OrgSwitch({ me, org, open }: { me: Me; org: Org | undefined; open: (ove
       <Logo />
       <span className="min-w-0 flex-1">
         <span className="block truncate text-sm leading-4 font-semibold">{org?.name ?? 'ClawHQ'}</span>
-        {org && <span className="block truncate text-2xs leading-4 text-muted capitalize">{org.tier} plan</span>}
+        {org && <span className="block truncate text-2xs leading-4 text-muted first-letter:uppercase">{org.tier} plan</span>}
       </span>
+      <span className="sr-only">, switch organisation</span>
       <ChevronsUpDown className="size-3.5 shrink-0 text-muted" aria-hidden="true" />
     </Menu>
   )
@@ -250,7 +251,6 @@ function UserMenu({ me, signOut }: { me: Me; signOut: () => void }) {
       align="start"
       side="top"
       width="w-54"
-      label={`Account ${email}`}
       className="flex w-full min-w-0 items-center gap-2.5 rounded-lg px-2 py-1.5 text-left text-sm hover:bg-hover"
       entries={[
         {
@@ -273,6 +273,7 @@ function UserMenu({ me, signOut }: { me: Me; signOut: () => void }) {
         {email[0]}
       </span>
       <span className="min-w-0 flex-1 truncate text-ink-2">{email}</span>
+      <span className="sr-only">, account menu</span>
     </Menu>
   )
 }

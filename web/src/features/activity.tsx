@@ -18,6 +18,7 @@ export function ActivityPage({ org }: { org: string }) {
     <>
       <PageHeader title="Activity" description="Everything that happened in this organisation, newest first." />
       <Card>
+        <h2 className="sr-only">Events</h2>
         {events.isPending ? (
           <div className="space-y-4 p-4">
             {[0, 1, 2, 3, 4, 5, 6, 7].map((i) => (

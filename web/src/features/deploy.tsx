@@ -12,7 +12,7 @@ import { api, idempotencyKey } from '@/lib/api'
 import { cn } from '@/lib/cn'
 import { deployCurl } from '@/lib/curl'
 import { parseDotenv } from '@/lib/dotenv'
-import { duration, mib, plural } from '@/lib/format'
+import { duration, mib, plural, roughly } from '@/lib/format'
 import { fieldErrors, imageRef } from '@/lib/forms'
 import { nameProblem, suggestName } from '@/lib/names'
 import { ApiError, asApiError } from '@/lib/problem'
@@ -140,7 +140,7 @@ function DeployForm(props: {
       />
       <form
         noValidate
-        className="grid items-start gap-8 xl:grid-cols-[minmax(0,1fr)_19rem]"
+        className="grid grid-cols-[minmax(0,1fr)] items-start gap-8 xl:grid-cols-[minmax(0,1fr)_19rem]"
         onSubmit={(event) => {
           event.preventDefault()
           submit()
@@ -459,20 +459,20 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
 function TokenRow({ token }: { token: string }) {
   const [shown, setShown] = useState(false)
   return (
-    <div className="bg-accent-soft/50 px-5 py-3.5">
-      <div className="flex items-center gap-3">
-        <dt className="w-20 shrink-0 text-muted">Token</dt>
-        <dd className="flex min-w-0 flex-1 items-center gap-1.5">
-          <code className="min-w-0 flex-1 truncate rounded-md border border-line bg-panel px-2 py-1 font-mono text-xs!" data-testid="access-token">
+    <div className="flex items-baseline gap-3 bg-accent-soft/50 px-5 py-3.5">
+      <dt className="w-20 shrink-0 text-muted">Token</dt>
+      <dd className="min-w-0 flex-1">
+        <div className="flex items-center gap-1.5">
+          <code className="min-w-0 flex-1 truncate rounded-md border border-line bg-panel px-2 py-1 font-mono text-xs" data-testid="access-token">
             {shown ? token : '•'.repeat(Math.min(token.length, 32))}
           </code>
           <Button size="sm" onClick={() => setShown(!shown)}>
             {shown ? 'Hide' : 'Show'}
           </Button>
           <CopyButton text={token} label="Copy token" size="sm" />
-        </dd>
-      </div>
-      <p className="mt-2 text-xs text-ink-2">Made for this workload alone, and shown this once. Copy it now: it cannot be read again.</p>
+        </div>
+        <p className="mt-2 text-xs text-ink-2">Made for this workload alone, and shown this once. Copy it now: it cannot be read again.</p>
+      </dd>
     </div>
   )
 }
@@ -492,7 +492,7 @@ function PlacementNote({ kind }: { kind: string }) {
 /** What is known while the answer is on its way. Rows are the stages every deploy passes. */
 function Pending({ state, placement, queue }: { state: string | undefined; placement: string | undefined; queue: { position: number; estimate_ms: number | null } | null }) {
   const reached = state === undefined ? 0 : state === 'queued' ? 1 : 2
-  const rows = ['Accepted', state === 'queued' ? `In the queue${queue ? `, place ${queue.position}${queue.estimate_ms ? `, about ${duration(queue.estimate_ms)}` : ''}` : ''}` : placement ? `Placed ${placement}` : 'Placed', 'Starting the process', 'Answering']
+  const rows = ['Accepted', state === 'queued' ? `In the queue${queue ? `, place ${queue.position}${queue.estimate_ms ? `, about ${roughly(queue.estimate_ms)}` : ''}` : ''}` : placement ? `Placed ${placement}` : 'Placed', 'Starting the process', 'Answering']
   return (
     <ol className="space-y-2.5">
       {rows.map((row, index) => (

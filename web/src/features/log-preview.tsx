@@ -1,30 +1,29 @@
-import { useEffect, useState } from 'react'
+import { type ReactNode, useEffect, useState } from 'react'
 import { Spinner } from '@/components/ui/button'
 import { streams } from '@/lib/api'
 import { stripAnsi } from '@/lib/ansi'
 import { openEventStream } from '@/lib/sse'
 import type { LogLine } from '@/lib/types'
 
-const LINES = 8
-
 /** The last few lines, live: proof that it runs, or its last words. */
-export function LogPreview({ org, workload, tail }: { org: string; workload: string; tail: readonly string[] }) {
+export function LogPreview({ org, workload, tail = [], lines: keep = 8, aside }: { org: string; workload: string; tail?: readonly string[]; lines?: number; aside?: ReactNode }) {
   const [lines, setLines] = useState<readonly string[]>([])
   const [status, setStatus] = useState('connecting')
   useEffect(() => {
     const stream = openEventStream({
       url: streams.logs(org, workload),
-      query: { follow: 'true', tail: String(LINES) },
+      query: { follow: 'true', tail: String(keep) },
       events: ['log'],
-      onEvent: (_, data) => setLines((before) => [...before, stripAnsi((data as LogLine).line)].slice(-LINES)),
+      onEvent: (_, data) => setLines((before) => [...before, stripAnsi((data as LogLine).line)].slice(-keep)),
       onStatus: (next) => setStatus(next.kind),
     })
     return () => stream.close()
-  }, [org, workload])
-  const shown = lines.length > 0 ? lines : tail.slice(-LINES)
+  }, [org, workload, keep])
+  const shown = lines.length > 0 ? lines : tail.slice(-keep)
   return (
-    <div className="border-t border-line bg-term px-5 py-3.5 font-mono text-xs leading-5 text-[oklch(0.9_0.004_60)]" role="region" aria-label="Latest log lines" data-testid="log-preview">
-      <div className="min-h-40">
+    <div className="relative border-t border-line bg-term px-4 py-3 font-mono text-xs leading-5 text-[oklch(0.9_0.004_60)]" role="region" aria-label="Latest log lines" data-testid="log-preview">
+      {aside && <div className="absolute top-2.5 right-3.5 rounded bg-term pl-2 font-sans">{aside}</div>}
+      <div className={keep > 6 ? 'min-h-40' : 'min-h-30'}>
         {shown.map((line, index) => (
           <p key={index} className="truncate">
             {line || '\u00a0'}

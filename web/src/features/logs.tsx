@@ -185,12 +185,12 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
           />
         </div>
         {query !== '' && (
-          <span className="text-xs text-muted tabular" aria-live="polite">
+          <span className="order-4 text-xs text-muted tabular sm:order-2" aria-live="polite">
             {match >= 0 ? `${match + 1} of ` : ''}
             {lines.length} {lines.length === 1 ? 'match' : 'matches'}
           </span>
         )}
-        <div className="flex items-center gap-1">
+        <div className="order-3 flex items-center gap-1">
           <Tool pressed={onlyErr} onClick={() => setOnlyErr(!onlyErr)} label="Only stderr">
             stderr
           </Tool>
@@ -221,11 +221,11 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
             <Download aria-hidden="true" />
           </Button>
           <CopyButton text={logsCurl(location.origin, org, name)} label="Copy as curl" />
-          <Button size="sm" onClick={pause} className="ml-1 w-22" title="F">
-            {follow ? <Pause aria-hidden="true" /> : <Play aria-hidden="true" />}
-            {follow ? 'Pause' : 'Follow'}
-          </Button>
         </div>
+        <Button size="sm" onClick={pause} className="order-2 w-22 sm:order-4" title="F">
+          {follow ? <Pause aria-hidden="true" /> : <Play aria-hidden="true" />}
+          {follow ? 'Pause' : 'Follow'}
+        </Button>
       </div>
       <div className="relative min-h-0 flex-1 bg-term">
         <div

@@ -7,12 +7,13 @@ import { Button, buttonStyles } from '@/components/ui/button'
 import { Ago, Card, CardTitle, CopyButton, Dot, PlacementBadge, Skeleton } from '@/components/ui/misc'
 import { stripAnsi } from '@/lib/ansi'
 import { cn } from '@/lib/cn'
-import { duration, mib, plural, shortDigest } from '@/lib/format'
+import { duration, mib, plural, roughly, shortDigest } from '@/lib/format'
 import { tiersQuery, workloadEventsQuery, workloadQuery } from '@/lib/queries'
-import { stateLook, type Tone } from '@/lib/states'
+import { hasProcess, stateLook, type Tone } from '@/lib/states'
 import { useTitle } from '@/lib/title'
 import type { Workload } from '@/lib/types'
 import { EventRow } from './event-row'
+import { LogPreview } from './log-preview'
 import { useWorkloadActions } from './workload-actions'
 
 export function OverviewTab({ org, name }: { org: string; name: string }) {
@@ -29,7 +30,7 @@ export function OverviewTab({ org, name }: { org: string; name: string }) {
       </div>
     )
   return (
-    <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1fr)_20rem]">
+    <div className="grid grid-cols-[minmax(0,1fr)] items-start gap-4 lg:grid-cols-[minmax(0,1fr)_20rem]">
       <div className="min-w-0 space-y-4">
         <StateCard org={org} workload={w} />
         {w.instance && w.instance.steps.length > 0 && (
@@ -84,7 +85,7 @@ function StateCard({ org, workload: w }: { org: string; workload: Workload }) {
           <p className="text-sm text-muted">
             Since <Ago at={since} />
             {w.instance && w.instance.restarts > 0 && ` · ${plural(w.instance.restarts, 'restart')}`}
-            {w.queue && ` · place ${w.queue.position} in the queue${w.queue.estimate_ms ? `, about ${duration(w.queue.estimate_ms)}` : ''}`}
+            {w.queue && ` · place ${w.queue.position} in the queue${w.queue.estimate_ms ? `, about ${roughly(w.queue.estimate_ms)}` : ''}`}
           </p>
           {w.reason && (
             <div className="mt-3 space-y-1.5">
@@ -132,6 +133,18 @@ function StateCard({ org, workload: w }: { org: string; workload: Workload }) {
             {tail.join('\n')}
           </pre>
         </div>
+      )}
+      {tail.length === 0 && hasProcess(w) && (
+        <LogPreview
+          org={org}
+          workload={w.name}
+          lines={6}
+          aside={
+            <Link to="/orgs/$org/workloads/$workload/logs" params={{ org, workload: w.name }} className="rounded text-2xs text-[oklch(0.78_0.006_60)] hover:text-white">
+              All of the log
+            </Link>
+          }
+        />
       )}
     </Card>
   )
@@ -218,7 +231,7 @@ function RecentEvents({ org, name }: { org: string; name: string }) {
       >
         Lately
       </CardTitle>
-      <ul className="min-h-45 px-4 py-2">
+      <ul className={cn('px-4 py-2', events.isPending && 'min-h-45')}>
         {events.isPending && [0, 1, 2, 3].map((i) => <Skeleton key={i} className="my-3 h-4 w-4/5" />)}
         {events.data?.slice(0, 5).map((event) => (
           <EventRow key={event.id} event={event} />

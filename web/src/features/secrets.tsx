@@ -4,7 +4,7 @@ import { useState } from 'react'
 import { Button } from '@/components/ui/button'
 import { Confirm } from '@/components/ui/confirm'
 import { Dialog } from '@/components/ui/dialog'
-import { Ago, Badge, Card, EmptyState, PageHeader, Skeleton } from '@/components/ui/misc'
+import { Ago, Card, EmptyState, PageHeader, Skeleton } from '@/components/ui/misc'
 import { ErrorState, ProblemNote } from '@/components/ui/problem'
 import { toast } from '@/components/ui/toast'
 import { api } from '@/lib/api'
@@ -55,13 +55,14 @@ export function SecretsPage({ org }: { org: string }) {
         ) : (
           <ul className="divide-y divide-line">
             {secrets.data?.map((secret) => (
-              <li key={secret.id} className="flex flex-wrap items-center gap-x-3 gap-y-1 px-4 py-2.5">
+              <li key={secret.id} className="flex items-center gap-3 px-4 py-2.5">
                 <LockKeyhole className="size-4 shrink-0 text-muted" aria-hidden="true" />
-                <code className="min-w-0 flex-1 truncate font-mono text-sm">{secret.name}</code>
-                <Badge>version {secret.version}</Badge>
-                <span className="w-28 text-right text-xs text-muted max-sm:hidden">
-                  <Ago at={secret.updated_at} />
-                </span>
+                <div className="min-w-0 flex-1">
+                  <code className="block truncate font-mono text-sm">{secret.name}</code>
+                  <p className="truncate text-xs text-muted">
+                    version {secret.version}, set <Ago at={secret.updated_at} />
+                  </p>
+                </div>
                 <span className="flex">
                   <Button size="icon-sm" variant="ghost" aria-label={`New version of ${secret.name}`} title="New version" onClick={() => setEditing({ name: secret.name })}>
                     <RefreshCw aria-hidden="true" />

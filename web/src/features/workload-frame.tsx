@@ -1,7 +1,7 @@
 import { useQuery, useQueryClient } from '@tanstack/react-query'
-import { Link, useNavigate } from '@tanstack/react-router'
+import { Link, useLocation, useNavigate } from '@tanstack/react-router'
 import { ArrowUpRight, ChevronRight, Ellipsis, Play, RotateCw, Square, Trash2 } from 'lucide-react'
-import { type ReactNode, useState } from 'react'
+import { type ReactNode, useEffect, useRef, useState } from 'react'
 import { TemplateArt } from '@/components/template-art'
 import { Button, buttonStyles } from '@/components/ui/button'
 import { Confirm } from '@/components/ui/confirm'
@@ -33,6 +33,13 @@ export function WorkloadFrame({ org, name, children }: { org: string; name: stri
   const templates = useQuery(templatesQuery)
   const navigate = useNavigate()
   const params = { org, workload: name }
+  const bar = useRef<HTMLElement>(null)
+  const path = useLocation({ select: (at) => at.pathname })
+  useEffect(() => {
+    // On a narrow screen the open tab may lie outside the bar.
+    const current = bar.current?.querySelector<HTMLElement>('[aria-current=page]')
+    if (bar.current && current) bar.current.scrollLeft = current.offsetLeft - (bar.current.clientWidth - current.offsetWidth) / 2
+  }, [path])
   useShortcuts(Object.fromEntries(tabs.map((tab, index) => [String(index + 1), () => void navigate({ to: tab.to, params })])))
   if (query.isError && !query.data)
     return (
@@ -93,7 +100,7 @@ export function WorkloadFrame({ org, name, children }: { org: string; name: stri
           <div className="flex h-8 items-center gap-2 pointer-coarse:h-10">{w && <Actions org={org} workload={w} />}</div>
         </div>
       </header>
-      <nav aria-label="Workload" className="-mx-4 mb-6 overflow-x-auto border-b border-line px-4 [scrollbar-width:none] sm:mx-0 sm:px-0">
+      <nav ref={bar} aria-label="Workload" className="relative -mx-4 mb-6 overflow-x-auto border-b border-line px-4 [scrollbar-width:none] sm:mx-0 sm:px-0">
         <ul className="flex gap-1">
           {tabs.map((tab) => (
             <li key={tab.to}>

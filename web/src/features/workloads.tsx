@@ -9,7 +9,7 @@ import { Ago, Card, CodeBlock, Dot, EmptyState, PageHeader, PlacementBadge, Skel
 import { ErrorState } from '@/components/ui/problem'
 import { cn } from '@/lib/cn'
 import { deployCurl } from '@/lib/curl'
-import { duration, plural } from '@/lib/format'
+import { duration, plural, roughly } from '@/lib/format'
 import { meQuery, templatesQuery, tiersQuery, workloadsQuery } from '@/lib/queries'
 import { byAttention, needsAttention, stateGroup, stateLook } from '@/lib/states'
 import { useTitle } from '@/lib/title'
@@ -51,7 +51,7 @@ export function WorkloadsPage({ org, state, q, onFilter }: { org: string; state:
               {tier && ` · ${tier.max_workloads} allowed on ${tier.name}`}
             </span>
           ) : (
-            <Skeleton className="mt-1.5 h-3.5 w-44" />
+            <Skeleton className="my-[3px] h-3.5 w-44" />
           )
         }
         actions={
@@ -76,7 +76,7 @@ export function WorkloadsPage({ org, state, q, onFilter }: { org: string; state:
               <Search className="pointer-events-none absolute top-1/2 left-2.5 z-1 size-3.5 -translate-y-1/2 text-muted" aria-hidden="true" />
               <Input type="search" aria-label="Search workloads" placeholder="Search…" value={q} onChange={(event) => set({ q: event.target.value })} className="pl-8" />
             </div>
-            <div role="group" aria-label="Filter by state" className="flex flex-wrap gap-1">
+            <div role="group" aria-label="Filter by state" className="-mx-4 flex gap-1 overflow-x-auto px-4 [scrollbar-width:none] sm:mx-0 sm:px-0">
               {(
                 [
                   [undefined, 'All', all.length],
@@ -91,7 +91,7 @@ export function WorkloadsPage({ org, state, q, onFilter }: { org: string; state:
                   aria-pressed={state === value}
                   onClick={() => onFilter({ ...(q ? { q } : {}), ...(value ? { state: value } : {}) })}
                   className={cn(
-                    'h-8 rounded-lg px-2.5 text-sm transition-colors pointer-coarse:h-10',
+                    'h-8 shrink-0 rounded-lg px-2.5 text-sm whitespace-nowrap transition-colors pointer-coarse:h-10',
                     state === value ? 'bg-hover font-medium text-ink' : 'text-muted hover:bg-hover/70 hover:text-ink',
                   )}
                 >
@@ -219,7 +219,7 @@ function Troubled({ org, workload: w }: { org: string; workload: Workload }) {
           </span>
         </p>
         <p className="mt-1 text-sm text-ink-2">
-          {w.reason?.message ?? (w.queue ? `Place ${w.queue.position} in the queue${w.queue.estimate_ms ? `, about ${duration(w.queue.estimate_ms)}` : ''}.` : 'No reason was given.')}
+          {w.reason?.message ?? (w.queue ? `Place ${w.queue.position} in the queue${w.queue.estimate_ms ? `, about ${roughly(w.queue.estimate_ms)}` : ''}.` : 'No reason was given.')}
         </p>
         {w.reason?.hint && <p className="text-sm text-muted">{w.reason.hint}</p>}
       </div>

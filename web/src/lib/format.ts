@@ -17,6 +17,12 @@ export function duration(ms: number): string {
   return `${Math.floor(hours / 24)} days`
 }
 
+/** An estimate, to a precision nobody will hold against it: `45 s`, `3 min`. */
+export function roughly(ms: number): string {
+  if (ms < 60_000) return `${Math.max(1, Math.round(ms / 1000))} s`
+  return `${Math.round(ms / 60_000)} min`
+}
+
 /** `just now`, `5 min. ago`, `yesterday`; both arguments in milliseconds since 1970. */
 export function ago(then: number, now: number): string {
   const seconds = Math.round((then - now) / 1000)

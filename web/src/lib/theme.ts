@@ -9,8 +9,13 @@ const media = typeof matchMedia === 'function' ? matchMedia('(prefers-color-sche
 function apply(): void {
   const choice = themeChoice()
   const dark = choice === 'dark' || (choice === 'system' && (media?.matches ?? false))
-  document.documentElement.classList.toggle('dark', dark)
-  document.documentElement.style.colorScheme = dark ? 'dark' : 'light'
+  const root = document.documentElement
+  // Every colour changes at once; hundreds of transitions from one theme to the other would smear.
+  root.classList.add('switching')
+  root.classList.toggle('dark', dark)
+  root.style.colorScheme = dark ? 'dark' : 'light'
+  void root.offsetHeight
+  requestAnimationFrame(() => root.classList.remove('switching'))
   document.querySelector('meta[name="theme-color"]')?.setAttribute('content', dark ? '#121110' : '#fbfaf9')
   for (const listener of listeners) listener()
 }

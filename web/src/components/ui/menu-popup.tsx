@@ -20,7 +20,6 @@ export default function MenuPopup(props: {
   return (
     <Base.Root
       open={props.open}
-      modal={false}
       onOpenChange={(open, details) => {
         // A press of the button itself is the button's affair, or it would close here and open again there.
         const target = details.event.target
@@ -28,7 +27,8 @@ export default function MenuPopup(props: {
         props.onOpenChange(open)
       }}
     >
-      <Base.Portal>
+      {/* Inside the landmark or dialog of its button, so that it is no content without a home. */}
+      <Base.Portal container={props.anchor.current?.closest<HTMLElement>('[role=dialog], aside, main') ?? null}>
         <Base.Positioner anchor={props.anchor} sideOffset={6} align={props.align} side={props.side} className="z-50 outline-none">
           <Base.Popup
             aria-labelledby={props.labelledBy}

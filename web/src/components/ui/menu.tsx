@@ -8,7 +8,7 @@ export type MenuEntry =
 const Popup = lazy(() => import('./menu-popup'))
 
 /** A button that opens a menu. The popup's machinery is fetched on the first intent; the button is there from the start. */
-export function Menu(props: { label: string; className: string; children: ReactNode; entries: MenuEntry[]; align?: 'start' | 'end'; side?: 'top' | 'bottom'; width?: string }) {
+export function Menu(props: { label?: string; className: string; children: ReactNode; entries: MenuEntry[]; align?: 'start' | 'end'; side?: 'top' | 'bottom'; width?: string }) {
   const [open, setOpen] = useState(false)
   const [used, setUsed] = useState(false)
   const button = useRef<HTMLButtonElement>(null)

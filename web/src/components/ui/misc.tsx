@@ -104,7 +104,7 @@ export function CopyButton({ text, label = 'Copy', className, size = 'icon-sm' }
 export function CodeBlock({ code, label, className }: { code: string; label: string; className?: string }) {
   return (
     <div className={cn('group relative rounded-lg border border-line bg-sunken', className)}>
-      <pre className="overflow-x-auto py-2.5 pr-11 pl-3 font-mono text-xs leading-5 text-ink-2" tabIndex={0} role="region" aria-label={label}>
+      <pre className="py-2.5 pr-11 pl-3 font-mono text-xs leading-5 break-words whitespace-pre-wrap text-ink-2">
         {code}
       </pre>
       <CopyButton text={code} label={`Copy ${label}`} className="absolute! top-1.5 right-1.5 bg-sunken" />
@@ -138,14 +138,14 @@ export function EmptyState(props: { icon?: ReactNode; title: string; children?: 
 
 export function PageHeader(props: { title: ReactNode; description?: ReactNode; actions?: ReactNode }) {
   return (
-    <header className="mb-6 flex flex-wrap items-start justify-between gap-x-6 gap-y-3">
-      <div className="min-w-0">
-        <h1 tabIndex={-1} className="text-xl font-semibold">
+    <header className="mb-6">
+      <div className="flex min-h-8 items-center justify-between gap-4 pointer-coarse:min-h-10">
+        <h1 tabIndex={-1} className="min-w-0 text-xl font-semibold">
           {props.title}
         </h1>
-        {props.description && <p className="mt-1 max-w-2xl text-sm text-muted">{props.description}</p>}
+        {props.actions && <div className="flex shrink-0 items-center gap-2">{props.actions}</div>}
       </div>
-      {props.actions && <div className="flex items-center gap-2">{props.actions}</div>}
+      {props.description && <div className="mt-0.5 max-w-2xl text-sm text-muted">{props.description}</div>}
     </header>
   )
 }
