@@ -250,6 +250,7 @@ pub const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub fn error(status: u16, reason: &str, retry_after: Option<u64>) -> Vec<u8> {
     let phrase = match status {
         400 => "Bad Request",
+        402 => "Payment Required",
         403 => "Forbidden",
         407 => "Proxy Authentication Required",
         408 => "Request Timeout",

@@ -1,0 +1,157 @@
+//! What all shards and the API share.
+
+use crate::account::Accounts;
+use crate::config::Config;
+use crate::dest::{Dest, Net, Policy};
+use crate::geo::Geo;
+use crate::hub::Customer;
+use crate::metrics::Metrics;
+use crate::registry::{Choice, Registry};
+use clawhq_wire::Remote;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+/// A name to resolve for a shard.
+pub struct Lookup {
+    pub shard: usize,
+    pub slot: u32,
+    pub serial: u32,
+    pub name: String,
+    /// For a datagram that waits for its address: destination port and payload.
+    pub datagram: Option<(u16, Vec<u8>)>,
+}
+
+/// What shards are told from outside.
+pub enum Command {
+    Resolved { slot: u32, serial: u32, addrs: Vec<IpAddr>, datagram: Option<(u16, Vec<u8>)> },
+    /// A customer whose peer lives on this shard.
+    Adopt { customer: Box<Customer>, fd: OwnedFd, choice: Choice },
+    /// Another registration took a peer's place, or an operator wants it gone.
+    ClosePeer { slot: u32, serial: u32, reason: &'static str },
+    /// Tell one peer to finish and leave.
+    DrainPeer { slot: u32, serial: u32 },
+    /// Tell all peers to leave; the hub stops soon.
+    DrainAll,
+}
+
+/// Another hub that has peers for a country.
+#[derive(Debug, Clone)]
+pub struct OtherHub {
+    pub name: String,
+    pub relay: SocketAddr,
+}
+
+pub struct Shared {
+    pub config: Config,
+    pub policy: RwLock<Arc<Policy>>,
+    pub registry: Registry,
+    pub accounts: Accounts,
+    pub geo: RwLock<Arc<Geo>>,
+    pub metrics: Metrics,
+    pub remotes: OnceLock<Vec<Remote<Command>>>,
+    pub lookups: tokio::sync::mpsc::Sender<Lookup>,
+    pub started: Instant,
+    pub draining: AtomicBool,
+    pub peer_proxies: Vec<Net>,
+    pub customer_proxies: Vec<Net>,
+    /// Bytes by device since the last fold into the ledger.
+    pub peer_bytes: Mutex<HashMap<String, u64>>,
+    pub min_version: [u32; 3],
+    pub tokens: Vec<[u8; 32]>,
+    /// Registrations that may be let in now, times 1000, and when that was computed (ms).
+    admission: Mutex<(f64, Instant)>,
+    /// Other hubs by country, renewed from the directory.
+    pub others: RwLock<HashMap<String, Vec<OtherHub>>>,
+    pub relay_counter: AtomicU64,
+}
+
+impl Shared {
+    pub fn new(config: Config, accounts: Accounts, geo: Geo, lookups: tokio::sync::mpsc::Sender<Lookup>) -> Self {
+        let nets = |list: &[String]| list.iter().filter_map(|n| n.parse().ok()).collect();
+        let tokens = config.peers.tokens_sha256.iter().filter_map(|h| unhex(h)).collect();
+        Self {
+            policy: RwLock::new(Arc::new(config.policy())),
+            registry: Registry::new(),
+            accounts,
+            geo: RwLock::new(Arc::new(geo)),
+            metrics: Metrics::default(),
+            remotes: OnceLock::new(),
+            lookups,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            peer_proxies: nets(&config.peers.trusted_proxies),
+            customer_proxies: nets(&config.customers.trusted_proxies),
+            peer_bytes: Mutex::default(),
+            min_version: crate::config::version(&config.peers.min_version).unwrap_or_default(),
+            tokens,
+            admission: Mutex::new((f64::from(config.peers.registrations_per_second), Instant::now())),
+            others: RwLock::default(),
+            relay_counter: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    /// Seconds on the hub's clock.
+    pub fn now(&self) -> u32 {
+        self.started.elapsed().as_secs() as u32
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Lets one registration in, or says after how long to come back: spread so that those sent away together do not
+    /// come back together. `random` is 0 to 1.
+    pub fn admit_registration(&self, random: f64) -> Result<(), std::time::Duration> {
+        let rate = f64::from(self.config.peers.registrations_per_second);
+        let mut state = self.admission.lock();
+        let now = Instant::now();
+        state.0 = (state.0 + now.duration_since(state.1).as_secs_f64() * rate).min(rate);
+        state.1 = now;
+        if state.0 >= 1.0 {
+            state.0 -= 1.0;
+            return Ok(());
+        }
+        // Everybody sent away widens the time over which the rest is spread, up to a minute's worth.
+        state.0 = (state.0 - 1.0).max(-60.0 * rate);
+        let spread = (-state.0 / rate).max(1.0);
+        Err(std::time::Duration::from_secs_f64(0.5 + spread * random * 1.5))
+    }
+
+    /// Another hub that may have a peer for the country (any country if `None`).
+    pub fn other_hub(&self, country: Option<&str>) -> Option<OtherHub> {
+        let others = self.others.read();
+        let list = others.get(country.unwrap_or("*"))?;
+        let at = self.relay_counter.fetch_add(1, Relaxed) as usize;
+        list.get(at % list.len().max(1)).cloned()
+    }
+
+    /// Whether a token opens the hub to a peer.
+    pub fn token_opens(&self, token: &str) -> bool {
+        use subtle::ConstantTimeEq as _;
+        if self.tokens.is_empty() {
+            return true;
+        }
+        let hash = crate::account::hash_key(token);
+        self.tokens.iter().fold(false, |open, t| open | bool::from(t.ct_eq(&hash)))
+    }
+}
+
+fn unhex(hex: &str) -> Option<[u8; 32]> {
+    let mut out = [0; 32];
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    Some(out)
+}
+
+/// The destination of a lookup's answer.
+pub fn with_port(addr: IpAddr, port: u16) -> Dest {
+    Dest { host: crate::dest::Host::Ip(addr), port }
+}
