@@ -1,7 +1,14 @@
 //! The host daemon. It dials the control plane, keeps what it was told in a ledger, makes containers be so, and reports
 //! what it sees. Every decision is [`clawhq_domain::host::plan`]; everything here observes, executes or carries bytes.
 
+mod cgroup;
 mod config;
+mod docker;
+mod netns;
+mod network;
+mod probe;
+mod runtime;
+mod volumes;
 
 pub use config::{Config, Limits, Network};
 

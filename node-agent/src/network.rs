@@ -1,0 +1,596 @@
+//! The containers' way out: a veth pair each, and one static nftables table with a set of who may use it.
+//!
+//! An address is of use only while its interface and it are together in the set `live`: added at the claim, taken out
+//! at the stop, and on a fresh slot not there. The table is loaded whole and atomically before the first container is
+//! attached, and compared with what was loaded every ten seconds.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clawhq_domain::ids::SlotId;
+use futures::TryStreamExt;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
+    sockopt::ReceiveTimeout,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use parking_lot::Mutex;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::config;
+use crate::netns::{Netns, Workers};
+
+/// 10.96.0.0/11 in pieces of four addresses: one piece a slot, its second address the host's, its third the container's.
+const FIRST: u32 = u32::from_be_bytes([10, 96, 0, 0]);
+const PIECES: u32 = 1 << 19;
+const NFT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Never reached from a container, besides the configured resolvers.
+const FORBIDDEN: &[&str] = &[
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/3",
+];
+/// Mail, Windows shares, remote desktops: what a taken-over agent would be abused for.
+const FORBIDDEN_TCP: &str = "25, 445, 465, 587, 2525, 3389";
+
+/// Which piece of the address space a slot has. Interface names follow from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Piece(pub u32);
+
+impl Piece {
+    pub fn host(self) -> Ipv4Addr {
+        Ipv4Addr::from(FIRST + self.0 * 4 + 1)
+    }
+
+    pub fn container(self) -> Ipv4Addr {
+        Ipv4Addr::from(FIRST + self.0 * 4 + 2)
+    }
+}
+
+pub struct Network {
+    config: config::Network,
+    /// Of every interface of ours: no other agent's begins with it.
+    prefix: String,
+    table: String,
+    workers: Workers,
+    netlink: Handle,
+    nft: Option<Mutex<OwnedFd>>,
+    taken: Mutex<BTreeSet<Piece>>,
+    live: Mutex<BTreeSet<Piece>>,
+    loaded: Mutex<Option<[u8; 32]>>,
+    ready: AtomicBool,
+}
+
+impl Network {
+    /// Nothing is loaded yet; `taken` are the pieces of the ledger.
+    pub fn new(
+        config: config::Network,
+        workers: Workers,
+        taken: BTreeSet<Piece>,
+        live: BTreeSet<Piece>,
+    ) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            config.key.len() <= 4 && config.key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+            "network.key must be up to 4 lower-case hexadecimal digits"
+        );
+        let (connection, netlink, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let (prefix, table) = match config.key.as_str() {
+            "" => ("chq".to_owned(), "clawhq".to_owned()),
+            key => (format!("cq{key}"), format!("clawhq_{key}")),
+        };
+        Ok(Self {
+            nft: config.egress.then(nft_socket).transpose()?.map(Mutex::new),
+            config,
+            prefix,
+            table,
+            workers,
+            netlink,
+            taken: Mutex::new(taken),
+            live: Mutex::new(live),
+            loaded: Mutex::new(None),
+            ready: AtomicBool::new(false),
+        })
+    }
+
+    /// The table is loaded and was as loaded when last looked at; or there is no way out at all.
+    pub fn is_ready(&self) -> bool {
+        !self.config.egress || self.ready.load(Ordering::Relaxed)
+    }
+
+    fn interface(&self, piece: Piece) -> String {
+        format!("{}{:08x}", self.prefix, piece.0)
+    }
+
+    fn piece_of(&self, interface: &str) -> Option<Piece> {
+        let digits = interface.strip_prefix(&self.prefix).filter(|digits| digits.len() == 8)?;
+        u32::from_str_radix(digits, 16).ok().filter(|index| *index < PIECES).map(Piece)
+    }
+
+    // -------------------------------------------------------------------------------------------- the table
+
+    /// Loads the table whole, replacing one of the same name, in one transaction.
+    pub async fn load(&self) -> anyhow::Result<()> {
+        if !self.config.egress {
+            return Ok(());
+        }
+        // Without it nothing leaves; containers are the only ones whose packets we let through our table.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        let text = self.ruleset();
+        nft(&["-f", "-"], Some(&text)).await?;
+        let digest = self.digest().await?;
+        *self.loaded.lock() = Some(digest);
+        self.ready.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Compares the table and the set with what they should be, and mends them. `Ok(false)`: they had to be.
+    pub async fn verify(&self) -> anyhow::Result<bool> {
+        if !self.config.egress {
+            return Ok(true);
+        }
+        let expected = *self.loaded.lock();
+        let same = match self.digest().await {
+            Ok(digest) => Some(digest) == expected && self.live_elements().await? == self.live.lock().len(),
+            Err(_) => false,
+        };
+        if same {
+            self.ready.store(true, Ordering::Relaxed);
+            return Ok(true);
+        }
+        self.ready.store(false, Ordering::Relaxed);
+        self.load().await?;
+        Ok(false)
+    }
+
+    async fn digest(&self) -> anyhow::Result<[u8; 32]> {
+        // Terse: without the elements, which change by design.
+        let listed = nft(&["-j", "-t", "list", "table", "inet", &self.table], None).await?;
+        Ok(Sha256::digest(listed.as_bytes()).into())
+    }
+
+    async fn live_elements(&self) -> anyhow::Result<usize> {
+        let listed = nft(&["-j", "list", "set", "inet", &self.table, "live"], None).await?;
+        let listed: serde_json::Value = serde_json::from_str(&listed)?;
+        let sets = listed["nftables"].as_array().into_iter().flatten();
+        Ok(sets.filter_map(|entry| entry["set"]["elem"].as_array()).map(Vec::len).sum())
+    }
+
+    fn ruleset(&self) -> String {
+        let Self { table, prefix, .. } = self;
+        let live: Vec<String> = self
+            .live
+            .lock()
+            .iter()
+            .map(|piece| format!("\"{}\" . {}", self.interface(*piece), piece.container()))
+            .collect();
+        let elements = if live.is_empty() { String::new() } else { format!("elements = {{ {} }}", live.join(", ")) };
+        let dns: Vec<String> = self.config.dns.iter().filter(|one| one.is_ipv4()).map(IpAddr::to_string).collect();
+        let resolvers = if dns.is_empty() {
+            String::new()
+        } else {
+            format!("ip daddr {{ {} }} meta l4proto {{ tcp, udp }} th dport 53 accept", dns.join(", "))
+        };
+        let forbidden = FORBIDDEN.join(", ");
+        let (rate, most) = (self.config.new_connections_per_second, self.config.connections_max);
+        let burst = rate.saturating_mul(2).max(1);
+        let (rate, most) = (rate.max(1), most.max(1));
+        format!(
+            r#"table inet {table}
+delete table inet {table}
+table inet {table} {{
+  set live {{ type ifname . ipv4_addr; {elements} }}
+  set pace {{ type ipv4_addr; size 65536; flags dynamic; timeout 1m; }}
+  set flows {{ type ipv4_addr; size 65536; flags dynamic; }}
+
+  chain forward {{
+    type filter hook forward priority filter - 10; policy accept;
+    iifname "{prefix}*" jump from_slot
+    oifname "{prefix}*" ct state established,related accept
+    oifname "{prefix}*" drop
+  }}
+  chain from_slot {{
+    meta nfproto ipv6 drop
+    iifname . ip saddr != @live drop
+    ct state established,related accept
+    ct state invalid drop
+    ct state new update @pace {{ ip saddr limit rate over {rate}/second burst {burst} packets }} drop
+    ct state new add @flows {{ ip saddr ct count over {most} }} drop
+    {resolvers}
+    ip daddr {{ {forbidden} }} drop
+    tcp dport {{ {FORBIDDEN_TCP} }} drop
+    oifname "{prefix}*" drop
+    accept
+  }}
+  chain input {{
+    type filter hook input priority filter - 10; policy accept;
+    iifname "{prefix}*" drop
+  }}
+  chain output {{
+    type filter hook output priority filter - 10; policy accept;
+    oifname "{prefix}*" ct state established,related accept
+    oifname "{prefix}*" drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat - 10; policy accept;
+    ip saddr 10.96.0.0/11 oifname != "{prefix}*" masquerade
+  }}
+}}
+"#
+        )
+    }
+
+    /// Lets a container out. Blocks for a fraction of a millisecond.
+    pub fn open(&self, piece: Piece) -> io::Result<()> {
+        self.live.lock().insert(piece);
+        self.element(NEWSETELEM, piece)
+    }
+
+    pub fn close(&self, piece: Piece) -> io::Result<()> {
+        if !self.live.lock().remove(&piece) {
+            return Ok(());
+        }
+        match self.element(DELSETELEM, piece) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn element(&self, kind: u16, piece: Piece) -> io::Result<()> {
+        let Some(socket) = &self.nft else { return Ok(()) };
+        let message = element_message(kind, &self.table, &self.interface(piece), piece.container());
+        transact(&socket.lock(), &message)
+    }
+
+    // -------------------------------------------------------------------------------------------- the cables
+
+    /// A piece nobody on this machine uses, kept until [`Self::release`].
+    pub async fn reserve(&self, slot: SlotId) -> anyhow::Result<Piece> {
+        let mut used = BTreeSet::new();
+        let mut addresses = self.netlink.address().get().execute();
+        while let Some(address) = addresses.try_next().await? {
+            for attribute in address.attributes {
+                if let AddressAttribute::Address(IpAddr::V4(one)) = attribute {
+                    used.insert(u32::from(one).wrapping_sub(FIRST) / 4);
+                }
+            }
+        }
+        let start = Sha256::digest(slot.to_string());
+        let start = u32::from_be_bytes([start[0], start[1], start[2], start[3]]);
+        let mut taken = self.taken.lock();
+        // The first piece would hold the network's own address.
+        let free = (0..PIECES)
+            .map(|step| Piece(start.wrapping_add(step) % PIECES))
+            .find(|piece| piece.0 != 0 && !used.contains(&piece.0) && !taken.contains(piece))
+            .ok_or_else(|| anyhow::anyhow!("no address is left"))?;
+        taken.insert(free);
+        Ok(free)
+    }
+
+    pub fn release(&self, piece: Piece) {
+        self.taken.lock().remove(&piece);
+    }
+
+    async fn index(&self, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
+        let mut found = self.netlink.link().get().match_name(name.to_owned()).execute();
+        match found.try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lays the cable into a container. One that lies there already stays.
+    pub async fn attach(&self, piece: Piece, netns: &Netns) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Handle::current();
+        let egress = self.config.egress;
+        let inside = self
+            .workers
+            .run(netns, move || {
+                // Nobody inside has a use for IPv6 while nothing outside filters it for them.
+                for which in ["all", "default"] {
+                    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1");
+                }
+                if !egress {
+                    return Ok(None);
+                }
+                let _entered = runtime.enter();
+                rtnetlink::new_connection().map(Some)
+            })
+            .await?;
+        let Some((connection, inside, _)) = inside else { return Ok(()) };
+        let driver = tokio::spawn(connection);
+        let result = self.cable(piece, netns, &inside).await;
+        drop(inside);
+        // The connection's socket holds the namespace.
+        driver.abort();
+        result
+    }
+
+    async fn cable(&self, piece: Piece, netns: &Netns, inside: &Handle) -> anyhow::Result<()> {
+        let outer = self.interface(piece);
+        let mut links = inside.link().get().match_name("eth0".to_owned()).execute();
+        let laid = matches!(links.try_next().await, Ok(Some(_))) && self.index(&outer).await?.is_some();
+        if !laid {
+            if let Some(left) = self.index(&outer).await? {
+                self.netlink.link().del(left).execute().await?;
+            }
+            let inner = format!("{}{:07x}p", self.prefix, piece.0);
+            self.netlink.link().add(LinkVeth::new(&outer, &inner).build()).execute().await?;
+            let peer = self.index(&inner).await?.ok_or_else(|| anyhow::anyhow!("{inner} vanished"))?;
+            let moved = LinkUnspec::new_with_index(peer).setns_by_fd(netns.as_raw_fd()).name("eth0".to_owned()).build();
+            self.netlink.link().set(moved).execute().await?;
+        }
+        let host = self.index(&outer).await?.ok_or_else(|| anyhow::anyhow!("{outer} vanished"))?;
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
+        let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{outer}/rp_filter"), "1");
+        self.netlink.address().add(host, IpAddr::V4(piece.host()), 30).replace().execute().await?;
+        let up = LinkUnspec::new_with_index(host).up().build();
+        self.netlink.link().set(up).execute().await?;
+
+        let mut links = inside.link().get().match_name("eth0".to_owned()).execute();
+        let eth0 = links.try_next().await?.ok_or_else(|| anyhow::anyhow!("eth0 is not inside"))?.header.index;
+        inside.address().add(eth0, IpAddr::V4(piece.container()), 30).replace().execute().await?;
+        let up = LinkUnspec::new_with_index(eth0).up().build();
+        inside.link().set(up).execute().await?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(piece.host()).output_interface(eth0).build();
+        inside.route().add(route).replace().execute().await?;
+        Ok(())
+    }
+
+    /// Takes the cable away; the container's end goes with ours.
+    pub async fn detach(&self, piece: Piece) -> anyhow::Result<()> {
+        if let Some(index) = self.index(&self.interface(piece)).await? {
+            match self.netlink.link().del(index).execute().await {
+                Ok(()) => {}
+                // The container's namespace went at the same moment.
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes our interfaces that belong to no slot; returns how many.
+    pub async fn sweep(&self) -> anyhow::Result<usize> {
+        let mut stray = Vec::new();
+        let mut links = self.netlink.link().get().execute();
+        while let Some(link) = links.try_next().await? {
+            let name = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.as_str()),
+                _ => None,
+            });
+            if let Some(piece) = name.and_then(|name| self.piece_of(name))
+                && !self.taken.lock().contains(&piece)
+            {
+                stray.push(piece);
+            }
+        }
+        for piece in &stray {
+            self.detach(*piece).await?;
+        }
+        Ok(stray.len())
+    }
+}
+
+async fn nft(arguments: &[&str], input: Option<&str>) -> anyhow::Result<String> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| anyhow::anyhow!("nft (package nftables) cannot be started: {error}"))?;
+    if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(text.as_bytes()).await?;
+    }
+    let output = tokio::time::timeout(NFT_DEADLINE, child.wait_with_output()).await??;
+    anyhow::ensure!(
+        output.status.success(),
+        "nft {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+// ------------------------------------------------------------------------------------------------ nf_tables messages
+//
+// One element is added at every claim, where starting `nft` would cost more than all else: so it is said to the kernel
+// directly. A batch of one message; linux/netfilter/nf_tables.h has the numbers.
+
+const NEWSETELEM: u16 = 12;
+const DELSETELEM: u16 = 14;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_CREATE: u16 = 0x400;
+const NLMSG_ERROR: u16 = 2;
+const NFPROTO_INET: u8 = 1;
+const NLA_F_NESTED: u16 = 0x8000;
+const IFNAMSIZ: usize = 16;
+
+fn nft_socket() -> io::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(500))?;
+    Ok(fd)
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + value.len().next_multiple_of(4));
+    bytes.extend_from_slice(&u16::try_from(4 + value.len()).unwrap_or(u16::MAX).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn message(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(20 + attributes.len());
+    bytes.extend_from_slice(&u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    bytes.extend_from_slice(&0_u32.to_ne_bytes());
+    bytes.extend_from_slice(&[family, 0]);
+    bytes.extend_from_slice(&resource.to_be_bytes());
+    bytes.extend_from_slice(attributes);
+    bytes
+}
+
+fn element_message(kind: u16, table: &str, interface: &str, address: Ipv4Addr) -> Vec<u8> {
+    let mut key = interface.as_bytes().to_vec();
+    key.resize(IFNAMSIZ, 0);
+    key.extend_from_slice(&address.octets());
+    let text = |kind, text: &str| attribute(kind, &[text.as_bytes(), &[0]].concat());
+    let key = attribute(NLA_F_NESTED | 1, &attribute(1, &key));
+    let elements = attribute(NLA_F_NESTED | 3, &attribute(NLA_F_NESTED | 1, &key));
+    let attributes = [text(1, table), text(2, "live"), elements].concat();
+    let flags = NLM_F_ACK | if kind == NEWSETELEM { NLM_F_CREATE } else { 0 };
+    [
+        message(NFNL_MSG_BATCH_BEGIN, 0, 0, 0, NFNL_SUBSYS_NFTABLES, &[]),
+        message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, 1, NFPROTO_INET, 0, &attributes),
+        message(NFNL_MSG_BATCH_END, 0, 2, 0, NFNL_SUBSYS_NFTABLES, &[]),
+    ]
+    .concat()
+}
+
+fn transact(socket: &OwnedFd, batch: &[u8]) -> io::Result<()> {
+    // An answer that came too late for its question must not answer the next one.
+    let mut buffer = [0; 8192];
+    while recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+    sendto(socket.as_raw_fd(), batch, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..length];
+        while let Some(header) = rest.first_chunk::<16>() {
+            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+            let kind = u16::from_ne_bytes([header[4], header[5]]);
+            let Some(body) = rest.get(16..length) else { break };
+            if let (NLMSG_ERROR, Some(code)) = (kind, body.first_chunk::<4>()) {
+                return match i32::from_ne_bytes(*code) {
+                    0 => Ok(()),
+                    code => Err(io::Error::from_raw_os_error(-code)),
+                };
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_do_not_overlap_and_names_read_back() {
+        assert_eq!(Piece(1).host(), Ipv4Addr::new(10, 96, 0, 5));
+        assert_eq!(Piece(1).container(), Ipv4Addr::new(10, 96, 0, 6));
+        assert_eq!(Piece(PIECES - 1).container(), Ipv4Addr::new(10, 127, 255, 254));
+    }
+
+    #[test]
+    fn messages_are_aligned_and_say_their_length() {
+        let batch = element_message(NEWSETELEM, "clawhq_ab", "cqab00000001", Piece(1).container());
+        assert_eq!(batch.len() % 4, 0);
+        let (mut rest, mut kinds) = (&batch[..], Vec::new());
+        while !rest.is_empty() {
+            let length = u32::from_ne_bytes(rest[..4].try_into().unwrap()) as usize;
+            kinds.push(u16::from_ne_bytes(rest[4..6].try_into().unwrap()));
+            rest = &rest[length..];
+        }
+        assert_eq!(kinds, [0x10, 10 << 8 | 12, 0x11]);
+    }
+}
+
+#[cfg(test)]
+mod in_a_namespace {
+    //! Against the kernel, in a namespace of the test's own: loads the table, adds and removes an element.
+
+    use super::*;
+
+    /// A namespace that lives as long as its holder sleeps.
+    fn fresh() -> (std::process::Child, Netns) {
+        let mut holder = std::process::Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo ready; read end"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let netns = Netns::of_pid(holder.id()).unwrap();
+        (holder, netns)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_table_loads_is_verified_and_mended() {
+        let workers = Workers::start().unwrap();
+        let (mut holder, netns) = fresh();
+        // The whole test on a thread of its own that stays in there; child processes inherit it.
+        let thread = std::thread::spawn(move || {
+            nix::sched::setns(
+                std::fs::File::open(format!("/proc/self/fd/{}", netns.as_raw_fd())).unwrap(),
+                nix::sched::CloneFlags::CLONE_NEWNET,
+            )
+            .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let live = BTreeSet::from([Piece(5)]);
+                let network = Network::new(config::Network::default(), workers, live.clone(), live).unwrap();
+                assert!(!network.is_ready());
+                network.load().await.unwrap();
+                assert_eq!(network.live_elements().await.unwrap(), 1);
+                network.open(Piece(6)).unwrap();
+                network.open(Piece(6)).unwrap();
+                assert!(network.verify().await.unwrap());
+                let begin = std::time::Instant::now();
+                for index in 100..300 {
+                    network.open(Piece(index)).unwrap();
+                }
+                println!("an element takes {:?}", begin.elapsed() / 200);
+                assert_eq!(network.live_elements().await.unwrap(), 202);
+                network.close(Piece(6)).unwrap();
+                network.close(Piece(6)).unwrap();
+                assert!(network.verify().await.unwrap());
+                // Somebody else's flush, rule or element is seen and undone.
+                for meddling in [
+                    &["flush", "ruleset"][..],
+                    &["insert", "rule", "inet", "clawhq", "from_slot", "accept"],
+                    &["add", "element", "inet", "clawhq", "live", "{ \"x\" . 1.2.3.4 }"],
+                ] {
+                    nft(meddling, None).await.unwrap();
+                    assert!(!network.verify().await.unwrap(), "{meddling:?}");
+                    assert!(network.verify().await.unwrap() && network.is_ready());
+                    assert_eq!(network.live_elements().await.unwrap(), 201);
+                }
+            });
+        });
+        thread.join().unwrap();
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+    }
+}

@@ -1,0 +1,101 @@
+//! Whether the tenant's process answers, asked from inside its network namespace.
+
+use std::time::Duration;
+
+use clawhq_domain::template::Probe;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
+
+use crate::netns::{Netns, Workers};
+
+const FIRST_WAIT: Duration = Duration::from_micros(300);
+/// While a start is expected to take milliseconds, then while it takes seconds.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// Of an HTTP answer, to look for what is expected in it.
+const BODY_MAX: usize = 64 << 10;
+
+/// Returns when it has answered. Dropping the future ends the questions; the deadline is the caller's.
+pub async fn until_ready(workers: &Workers, netns: &Netns, probe: &Probe) {
+    let mut wait = FIRST_WAIT;
+    while !answers(workers, netns, probe).await {
+        sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+async fn answers(workers: &Workers, netns: &Netns, probe: &Probe) -> bool {
+    let asked = async {
+        match probe {
+            Probe::Started => Some(()),
+            Probe::Tcp { port } => workers.connect(netns, *port).await.ok().map(drop),
+            Probe::Http { port, path, expect } => {
+                let mut stream = workers.connect(netns, *port).await.ok()?;
+                let request = format!(
+                    "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: clawhq-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+                );
+                stream.write_all(request.as_bytes()).await.ok()?;
+                let mut answer = Vec::with_capacity(1024);
+                let head_only = expect.is_none();
+                loop {
+                    if answer.len() >= BODY_MAX || stream.read_buf(&mut answer).await.ok()? == 0 {
+                        break;
+                    }
+                    if is_good(&answer, expect.as_deref()) || head_only && answer.len() >= 12 {
+                        break;
+                    }
+                }
+                is_good(&answer, expect.as_deref()).then_some(())
+            }
+        }
+    };
+    matches!(timeout(ANSWER_DEADLINE, asked).await, Ok(Some(())))
+}
+
+/// A status below 400, and what is expected in the body.
+fn is_good(answer: &[u8], expect: Option<&str>) -> bool {
+    let status: Option<u16> = answer
+        .strip_prefix(b"HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    if !status.is_some_and(|status| (100..400).contains(&status)) {
+        return false;
+    }
+    let Some(expect) = expect else { return true };
+    let body = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(&[][..], |at| &answer[at + 4..]);
+    expect.is_empty() || body.windows(expect.len()).any(|part| part == expect.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_judged_by_status_and_body() {
+        assert!(is_good(b"HTTP/1.1 200 OK\r\n", None));
+        assert!(is_good(b"HTTP/1.0 302 Found\r\n\r\n", None));
+        assert!(!is_good(b"HTTP/1.1 503 No\r\n\r\n", None));
+        assert!(!is_good(b"HTTP/1.1 20", None));
+        assert!(!is_good(b"SSH-2.0-x", None));
+        assert!(!is_good(b"HTTP/1.1 200 OK\r\nx: live\r\n\r\n", Some("live")));
+        assert!(is_good(b"HTTP/1.1 200 OK\r\n\r\n{\"live\":1}", Some("live")));
+    }
+
+    #[tokio::test]
+    async fn it_asks_until_it_is_answered() {
+        let (workers, own) = (Workers::start().unwrap(), Netns::of_pid(std::process::id()).unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            for answer in ["HTTP/1.1 503 No\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\nready"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 512];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let probe = Probe::Http { port, path: "/".to_owned(), expect: Some("ready".to_owned()) };
+        until_ready(&workers, &own, &probe).await;
+        server.await.unwrap();
+    }
+}
