@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use clawhq_domain::ids::{ApiKeyId, EventId, InstanceId, OrgId, RequestId, UserId, WorkloadId};
 use serde_json::Value;
 
+use crate::row::Id;
+
 /// An `Idempotency-Key` with what it was sent for. Keys of different orgs or routes never meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
@@ -68,11 +70,9 @@ impl Wakeup {
     pub const WORKLOAD: &'static str = "workload";
 
     pub fn workload(org: OrgId, workload: WorkloadId) -> Self {
-        Self {
-            topic: Self::WORKLOAD,
-            key: workload.to_string(),
-            payload: serde_json::json!({ "org": org.to_string(), "workload": workload.to_string() }),
-        }
+        let (org, workload) = (org.uuid().to_string(), workload.uuid().to_string());
+        let payload = serde_json::json!({ "org": org, "workload": workload });
+        Self { topic: Self::WORKLOAD, key: workload, payload }
     }
 }
 
@@ -86,10 +86,8 @@ pub struct WorkloadWakeup {
 impl WorkloadWakeup {
     /// `None`: not such a payload.
     pub fn parse(payload: &Value) -> Option<Self> {
-        Some(Self {
-            org: payload.get("org")?.as_str()?.parse().ok()?,
-            workload: payload.get("workload")?.as_str()?.parse().ok()?,
-        })
+        let id = |field| uuid::Uuid::parse_str(payload.get(field)?.as_str()?).ok();
+        Some(Self { org: Id::from_uuid(id("org")?), workload: Id::from_uuid(id("workload")?) })
     }
 }
 

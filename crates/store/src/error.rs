@@ -124,7 +124,6 @@ pub(crate) enum Fault {
     Taken(Taken),
     /// A foreign key held: something is still used, or what is referred to is missing.
     Reference(String),
-    Check(String),
     Other,
 }
 
@@ -154,7 +153,6 @@ pub(crate) fn fault(error: &sea_orm::DbErr) -> Fault {
                     _ => Taken::Id,
                 }),
                 "23503" => Fault::Reference(constraint),
-                "23514" => Fault::Check(constraint),
                 // admin_shutdown, crash_shutdown, cannot_connect_now, too_many_connections, query_canceled (by the
                 // statement's deadline), lock_not_available, and the classes of lost connections and full disks.
                 "57P01" | "57P02" | "57P03" | "53300" | "57014" | "55P03" => Fault::Broken,
@@ -180,11 +178,12 @@ impl StoreError {
             Fault::Broken => Self::Unavailable(DatabaseError(error)),
             Fault::Taken(taken) => Self::AlreadyExists(taken),
             Fault::Reference(constraint) => match constraint.as_str() {
-                "release_secrets_version_fkey" => Self::InUse("a release".to_owned()),
+                // A secret came into use, or went, just now: the next round sees which.
+                "release_secrets_version_fkey" => Self::Retryable,
                 "memberships_user_id_fkey" => Self::NotFound("user"),
                 _ => Self::Bug(DatabaseError(error)),
             },
-            Fault::Check(_) | Fault::Other => Self::Bug(DatabaseError(error)),
+            Fault::Other => Self::Bug(DatabaseError(error)),
         }
     }
 

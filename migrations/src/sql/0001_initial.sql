@@ -62,6 +62,7 @@ create table orgs (
     slug text not null constraint orgs_slug_key unique check (length(slug) between 1 and 20),
     name text not null check (length(name) between 1 and 100),
     tier text not null references tiers (name),
+    version bigint not null default 1,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
@@ -286,6 +287,8 @@ create table slots (
     run int not null default 0,
     container text,
     failure jsonb,
+    -- Grows when a person asks for a restart of the process.
+    restart int not null default 0,
     org_id uuid,
     instance_id uuid constraint slots_instance_key unique,
     created_at timestamptz not null default now(),
@@ -430,6 +433,17 @@ create index jobs_finished on jobs (finished_at) where state in ('done', 'dead')
 -- One waiting job for each thing to look at.
 create unique index jobs_waiting_key on jobs (queue, key) where state = 'pending' and attempts = 0;
 
+-- How many containers of a tier a node holds, whoever they belong to: a number is all that a tenant's transaction learns.
+create function clawhq_slots_of_tier(node uuid, wanted text) returns int language sql stable security definer
+    set search_path = public, pg_temp
+    as $$ select count(*)::int from slots where node_id = node and tier = wanted and removed_at is null $$;
+-- How many instances wait before this one, itself included.
+create function clawhq_queue_position(since timestamptz, instance uuid) returns int language sql stable security definer
+    set search_path = public, pg_temp
+    as $$ select count(*)::int from instances
+          where placement = 'queued' and ended_at is null and (queued_at, id) <= (since, instance) $$;
+revoke all on function clawhq_slots_of_tier, clawhq_queue_position from public;
+
 -- Row-level security.
 
 do $$
@@ -470,9 +484,10 @@ grant usage on schema public to clawhq_tenant, clawhq_system;
 grant all on all tables in schema public to clawhq_system;
 grant all on all sequences in schema public to clawhq_system;
 
+grant execute on function clawhq_slots_of_tier, clawhq_queue_position to clawhq_tenant, clawhq_system;
 grant select on tiers, templates to clawhq_tenant;
 grant select on orgs to clawhq_tenant;
-grant update (name, updated_at) on orgs to clawhq_tenant;
+grant update (name, version, updated_at) on orgs to clawhq_tenant;
 grant select (id, email, created_at) on users to clawhq_tenant;
 grant select, update on org_counters to clawhq_tenant;
 grant select, insert on org_keys to clawhq_tenant;

@@ -1,0 +1,811 @@
+//! Workloads, their releases, and the deploy.
+
+use std::collections::BTreeMap;
+
+use clawhq_domain::Millis;
+use clawhq_domain::ids::{InstanceId, NodeId, OrgId, ReleaseId, SlotId, UserId, VolumeId, WorkloadId};
+use clawhq_domain::names::{ImageRef, TemplateName, WorkloadName};
+use clawhq_domain::release::{self, Release};
+use clawhq_domain::slot::Failure;
+use clawhq_domain::workload::{ClaimPolicy, Desired, WorkloadView};
+use sea_orm::{ConnectionTrait, QueryResult, Value};
+use uuid::Uuid;
+
+use crate::change::Change;
+use crate::error::{Limit, OrStore, Result, StoreError};
+use crate::events::{audit_json, events_json, record, wakeups_json};
+use crate::instances::{Instance, QueuePlace, instance_sql};
+use crate::place::{self, NewInstance, Placed, VolumeUse, claim_sql};
+use crate::row::{Id, Row, id_list, json, optional};
+use crate::tx::{Tx, in_transaction, reading, sql};
+use crate::{Store, Tenant, TenantScope, codec, idempotency};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub id: WorkloadId,
+    pub name: WorkloadName,
+    pub template: Option<TemplateName>,
+    pub image: ImageRef,
+    pub tier: String,
+    pub desired: Desired,
+    /// Moves with every change to what should run.
+    pub generation: i64,
+    /// Moves with every change of anything shown, reports included: the ETag.
+    pub version: i64,
+    pub release: ReleaseId,
+    pub claim: ClaimPolicy,
+    pub created_by: Option<UserId>,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+    pub deleted_at: Option<Millis>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseRow {
+    pub id: ReleaseId,
+    pub number: u32,
+    pub release: Release,
+    /// Against the one before it.
+    pub diff: Vec<release::Change>,
+    pub created_by: Option<UserId>,
+    pub created_at: Millis,
+}
+
+/// How many of a workload's newest instances are looked at: what is live, and its recent past.
+const RECENT: i64 = 12;
+
+/// A workload with what is needed to say how it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadDetail {
+    pub workload: Workload,
+    /// The current one.
+    pub release: ReleaseRow,
+    /// Newest first: the most recent ones, ended ones included.
+    pub instances: Vec<Instance>,
+    /// Set while the newest instance is queued.
+    pub queue: Option<QueuePlace>,
+    /// Its state volume, if it has one by now.
+    pub volume: Option<(VolumeId, NodeId)>,
+}
+
+impl WorkloadDetail {
+    /// As `domain::lifecycle` sees it: instances that have not ended, and of the ended ones those that failed since
+    /// anything last ran.
+    pub fn view(&self) -> WorkloadView {
+        let mut failures_in_a_row = 0;
+        let mut last_failure_at = None;
+        for instance in self.instances.iter().filter(|instance| instance.release == self.workload.release) {
+            if instance.failure.is_some() {
+                failures_in_a_row += 1;
+                last_failure_at = last_failure_at.or(Some(instance.since));
+            } else if instance.ended_at.is_some() || instance.ready_at.is_some() {
+                break;
+            }
+        }
+        let mut settled = false;
+        let mut instances: Vec<_> = Vec::new();
+        for instance in &self.instances {
+            if instance.ended_at.is_none() {
+                instances.push(instance.view());
+            } else if instance.failure.is_some() && !settled {
+                instances.push(instance.view());
+            } else {
+                settled = true;
+            }
+        }
+        instances.reverse();
+        WorkloadView {
+            desired: self.workload.desired,
+            release: self.workload.release,
+            single_writer: self.release.release.state.is_some(),
+            failures_in_a_row,
+            last_failure_at,
+            instances,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum WorkloadRef {
+    Id(WorkloadId),
+    /// Only of one that is not deleted.
+    Name(WorkloadName),
+}
+
+/// Which workloads a list shows. Deleted ones never.
+#[derive(Clone, Debug, Default)]
+pub struct WorkloadFilter {
+    pub template: Option<TemplateName>,
+    pub desired: Option<Desired>,
+    /// Only those older than this one: the last of the page before.
+    pub before: Option<WorkloadId>,
+    /// 1 to 200.
+    pub limit: u32,
+}
+
+pub struct NewRelease {
+    pub id: ReleaseId,
+    pub release: Release,
+}
+
+pub struct NewWorkload {
+    pub id: WorkloadId,
+    pub name: WorkloadName,
+    pub release: NewRelease,
+    pub instance: NewInstance,
+    pub created_by: Option<UserId>,
+    /// What the org's tier allows; checked again inside, where it holds against everybody else.
+    pub max_workloads: u32,
+}
+
+/// What a deploy made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deployed {
+    pub workload: WorkloadId,
+    pub instance: InstanceId,
+    pub placed: Placed,
+    pub created_at: Millis,
+}
+
+/// A workload that a loop should look at, with its scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsettled {
+    pub scope: TenantScope,
+    pub workload: WorkloadId,
+}
+
+macro_rules! workload_sql {
+    () => {
+        "w.id, w.name, w.template, w.image, w.tier, w.desired, w.generation, w.version, w.release_id, w.claim_policy,
+            w.created_by, w.created_at, w.updated_at, w.deleted_at"
+    };
+}
+
+fn read_workload(row: &QueryResult) -> Result<Workload> {
+    let row = Row::new(row, "workloads", "id");
+    Ok(Workload {
+        id: row.id("id")?,
+        name: row.parse("name", |text| WorkloadName::parse(text).ok())?,
+        template: row.parse_opt("template", |text| TemplateName::parse(text).ok())?,
+        image: row.parse("image", |text| ImageRef::parse(text).ok())?,
+        tier: row.get("tier")?,
+        desired: row.parse("desired", Desired::parse)?,
+        generation: row.get("generation")?,
+        version: row.get("version")?,
+        release: row.id("release_id")?,
+        claim: row.parse("claim_policy", ClaimPolicy::parse)?,
+        created_by: row.id_opt("created_by")?,
+        created_at: row.millis("created_at")?,
+        updated_at: row.millis("updated_at")?,
+        deleted_at: row.millis_opt("deleted_at")?,
+    })
+}
+
+fn read_release(row: &QueryResult) -> Result<ReleaseRow> {
+    let row = Row::new(row, "releases", "id");
+    Ok(ReleaseRow {
+        id: row.id("id")?,
+        number: row.unsigned("number")?,
+        release: row.decode("spec", codec::read_release)?,
+        diff: row.decode("diff", codec::read_changes)?,
+        created_by: row.id_opt("created_by")?,
+        created_at: row.millis("created_at")?,
+    })
+}
+
+/// The deploy: everything of it in one statement. Whatever does not get its row leaves its dependants without one, and
+/// the caller rolls back by what the answer lacks.
+const CREATE: &str = concat!(
+    "with
+    key as (
+        insert into idempotency (org_id, route, key, request_hash, effect)
+        select $1, $20, $21, $22, $6 where $21::text is not null on conflict do nothing returning 1),
+    go as materialized (select 1 where $21::text is null or exists (select from key)),
+    counter as (
+        update org_counters set workloads = workloads + 1, event_seq = event_seq + $8
+        from go where org_id = $1 and workloads < $19 returning event_seq - $8 as base),
+    ",
+    claim_sql!(),
+    ",
+    workload as (
+        insert into workloads (org_id, id, name, template, image, tier, desired, release_id, claim_policy, created_by)
+        select $1, $6, $12, $13, $14, $4, 'running', $7, $15, $16 from counter),
+    release as (
+        insert into releases (org_id, id, workload_id, number, spec, diff, created_by)
+        select $1, $7, $6, 1, $17, '[]', $16 from counter),
+    link as (
+        insert into release_secrets (org_id, release_id, secret_id, version)
+        select distinct $1, $7::uuid, s.id, v.version
+        from counter, jsonb_to_recordset($18) as wanted(name text, version int)
+        join secrets s on s.org_id = $1 and s.name = wanted.name
+        join secret_versions v on v.org_id = $1 and v.secret_id = s.id and v.version = wanted.version
+        returning 1),
+    instance as (
+        insert into instances (org_id, id, workload_id, release_id, slot_id, node_id, placement, tier, memory_mib,
+            observed, queued_at, placed_at)
+        select $1, $2, $6, $7, claim.id, claim.node_id, case when claim.id is null then 'queued' else 'warm' end, $4, $5,
+            coalesce(claim.observed, 'absent'), case when claim.id is null then now() end,
+            case when claim.id is null then null else now() end
+        from counter left join claim on true),
+    volume as (
+        update volumes set org_id = $1, workload_id = $6
+        from claim where volumes.slot_id = claim.id and volumes.org_id is null),
+    event as (
+        insert into events (org_id, seq, id, workload_id, instance_id, kind, message, data)
+        select $1, counter.base + e.position, (e.v->>'id')::uuid, (e.v->>'workload')::uuid, (e.v->>'instance')::uuid,
+            e.v->>'kind', e.v->>'message', e.v->'data'
+        from counter, jsonb_array_elements($9) with ordinality e(v, position)),
+    entry as (
+        insert into audit (org_id, actor_kind, actor_id, actor_part, action, object, ip, request_id, detail)
+        select $1, a.v->>'kind', (a.v->>'actor')::uuid, a.v->>'part', a.v->>'action', a.v->>'object', a.v->>'ip',
+            (a.v->>'request')::uuid, a.v->'detail'
+        from counter, jsonb_array_elements($10) a(v)),
+    wake as (
+        insert into outbox (topic, key, payload)
+        select o.v->>'topic', o.v->>'key', o.v->'payload' from counter, jsonb_array_elements($11) o(v))
+    select $6::uuid as id, exists (select from go) as went, exists (select from counter) as counted,
+        (select count(*) from link) as links, now() as created_at,
+        claim.id as slot_id, claim.node_id as slot_node, claim.minted as slot_minted, claim.observed as slot_observed
+    from (select 1) as one left join claim on true"
+);
+
+/// Names and versions of the secrets that a release reads, each once.
+fn wanted_secrets(release: &Release) -> (serde_json::Value, usize) {
+    let wanted: BTreeMap<(&str, u32), ()> =
+        release.config.secrets.iter().map(|one| ((one.secret.as_str(), one.version), ())).collect();
+    let list = wanted.keys().map(|(name, version)| serde_json::json!({ "name": name, "version": version })).collect();
+    (list, wanted.len())
+}
+
+#[derive(Clone, Copy)]
+pub struct Workloads<'s> {
+    pub(crate) tenant: Tenant<'s>,
+}
+
+impl Workloads<'_> {
+    fn org(&self) -> OrgId {
+        self.tenant.org
+    }
+
+    /// The deploy: idempotency key, quota, workload, first release, instance, slot, events, audit entry and wake-ups in
+    /// one transaction of three round trips when a warm slot is ready.
+    ///
+    /// `AlreadyExists(WorkloadName)`, `LimitReached`, `NotFound("secret")` (a version that does not exist), `Replay`.
+    pub async fn create(&self, new: &NewWorkload, change: &Change) -> Result<Deployed> {
+        let release = &new.release.release;
+        let warm = new.instance.claim != ClaimPolicy::Never && !matches!(new.instance.volume, VolumeUse::Existing(..));
+        let (secrets, secrets_count) = wanted_secrets(release);
+        let key = change.idempotency.as_ref();
+        let tier = &new.instance.spec.tier;
+        let values = [
+            self.org().value(),
+            new.instance.id.value(),
+            Value::Bytes(new.instance.pool.filter(|_| warm).map(|pool| pool.0.to_vec())),
+            tier.name.as_str().into(),
+            Value::from(i32::try_from(tier.memory_mib).unwrap_or(i32::MAX)),
+            new.id.value(),
+            new.release.id.value(),
+            Value::from(change.events.len() as i64),
+            json(events_json(&change.events)),
+            json(audit_json(change.audit.as_ref())),
+            json(wakeups_json(&change.wakeups)),
+            new.name.as_str().into(),
+            Value::from(release.template.as_ref().map(ToString::to_string)),
+            release.image.as_str().into(),
+            new.instance.claim.name().into(),
+            optional(new.created_by),
+            json(codec::write_release(release)),
+            json(secrets),
+            Value::from(i32::try_from(new.max_workloads).unwrap_or(i32::MAX)),
+            Value::from(key.map(|key| key.route.clone())),
+            Value::from(key.map(|key| key.key.clone())),
+            Value::Bytes(key.map(|key| key.request_hash.to_vec())),
+        ];
+        in_transaction!(self.tenant.begin_placing(), |tx| {
+            let row = tx.query_one_raw(sql(CREATE, values.clone())).await.or_store()?;
+            let row = row.ok_or(StoreError::Retryable)?;
+            let row = Row::new(&row, "workloads", "id");
+            if !row.get::<bool>("went")? {
+                let earlier = match key {
+                    Some(key) => idempotency::earlier(&tx, self.org(), key).await?,
+                    None => None,
+                };
+                return Err(earlier.map_or(StoreError::Retryable, |earlier| StoreError::Replay(Box::new(earlier))));
+            }
+            if !row.get::<bool>("counted")? {
+                return Err(StoreError::LimitReached(Limit::Workloads { allowed: new.max_workloads }));
+            }
+            if row.get::<i64>("links")? != secrets_count as i64 {
+                return Err(StoreError::NotFound("secret"));
+            }
+            let created_at = row.millis("created_at")?;
+            let placed = match place::read_claim(&row)? {
+                Some(placed) => placed,
+                None => place::cold_or_queue(&tx, self.org(), new.id, &new.instance).await?,
+            };
+            Ok(Deployed { workload: new.id, instance: new.instance.id, placed, created_at })
+        })
+    }
+
+    /// Another instance of the current release, for a workload that is to run: a start, an update, a replacement.
+    ///
+    /// `Conflict` when the workload is not at `generation` any more, or its release is not `release`, or it is not to
+    /// run; `InUse` while a single writer's container (or another instance in the queue) is still there.
+    pub async fn launch(
+        &self,
+        workload: WorkloadId,
+        generation: i64,
+        release: ReleaseId,
+        new: &NewInstance,
+        change: &Change,
+    ) -> Result<Deployed> {
+        in_transaction!(self.tenant.begin_placing(), |tx| {
+            let found = self.lock(&tx, workload).await?;
+            if found.generation != generation || found.release != release || found.desired != Desired::Running {
+                return Err(StoreError::Conflict { current: found.generation });
+            }
+            let tier = &new.spec.tier;
+            let insert = "insert into instances (org_id, id, workload_id, release_id, placement, tier, memory_mib,
+                    observed, queued_at)
+                select $1, $2, $3, $4, 'queued', $5, $6, 'absent', now()
+                where not exists (
+                    select 1 from instances i where i.org_id = $1 and i.workload_id = $3 and i.ended_at is null
+                        and ($7 or (i.release_id = $4 and i.leaving_at is null
+                                    and not (i.failure is not null and i.observed in ('failed', 'exited')))))
+                returning id, created_at";
+            let values = [
+                self.org().value(),
+                new.id.value(),
+                workload.value(),
+                release.value(),
+                tier.name.as_str().into(),
+                Value::from(i32::try_from(tier.memory_mib).unwrap_or(i32::MAX)),
+                Value::from(new.spec.release.state.is_some()),
+            ];
+            let row = tx.query_one_raw(sql(insert, values)).await.or_store()?;
+            let row = row.ok_or_else(|| StoreError::InUse("another instance of it".to_owned()))?;
+            let created_at = Row::new(&row, "instances", "id").millis("created_at")?;
+            let placed = place::place(&tx, self.org(), workload, release, new).await?;
+            self.touched(&tx, workload).await?;
+            record(&tx, self.org(), change).await?;
+            Ok(Deployed { workload, instance: new.id, placed, created_at })
+        })
+    }
+
+    /// Tries again to place an instance that waits in the queue; `Conflict` when it does not wait any more.
+    pub async fn place_queued(&self, instance: &Instance, new: &NewInstance, change: &Change) -> Result<Placed> {
+        in_transaction!(self.tenant.begin_placing(), |tx| {
+            let lock =
+                "select id, slot_id is null and ended_at is null and leaving_at is null as waiting from instances
+                where org_id = $1 and id = $2 for update";
+            let row = tx.query_one_raw(sql(lock, [self.org().value(), instance.id.value()])).await.or_store()?;
+            let row = row.ok_or(StoreError::NotFound("instance"))?;
+            if !Row::new(&row, "instances", "id").get::<bool>("waiting")? {
+                return Err(StoreError::Conflict { current: 0 });
+            }
+            let placed = place::place(&tx, self.org(), instance.workload, instance.release, new).await?;
+            if placed.slot.is_some() {
+                self.touched(&tx, instance.workload).await?;
+                record(&tx, self.org(), change).await?;
+            }
+            Ok(placed)
+        })
+    }
+
+    async fn lock(&self, tx: &Tx, workload: WorkloadId) -> Result<Workload> {
+        let select = concat!(
+            "select ",
+            workload_sql!(),
+            " from workloads w where w.org_id = $1 and w.id = $2 and w.deleted_at is null for no key update"
+        );
+        let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
+        read_workload(&row.ok_or(StoreError::NotFound("workload"))?)
+    }
+
+    async fn touched(&self, tx: &Tx, workload: WorkloadId) -> Result<()> {
+        let update = "update workloads set version = version + 1, updated_at = now() where org_id = $1 and id = $2";
+        tx.execute_raw(sql(update, [self.org().value(), workload.value()])).await.or_store().map(drop)
+    }
+
+    /// A new current release. `if_version`: refuse with `Conflict` when the workload is at another one. The diff is
+    /// stored with it. What runs changes when the workload is next brought nearer to it; returns the new state.
+    pub async fn revise(
+        &self,
+        workload: WorkloadId,
+        new: &NewRelease,
+        tier: &str,
+        if_version: Option<i64>,
+        created_by: Option<UserId>,
+        change: &Change,
+    ) -> Result<(Workload, ReleaseRow)> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            idempotency::claim(&tx, self.org(), change, Some(workload.uuid())).await?;
+            let found = self.lock(&tx, workload).await?;
+            if if_version.is_some_and(|version| version != found.version) {
+                return Err(StoreError::Conflict { current: found.version });
+            }
+            if found.desired == Desired::Deleted {
+                return Err(StoreError::NotFound("workload"));
+            }
+            let before = self.read_release(&tx, found.release).await?;
+            let diff = release::diff(&before.release, &new.release);
+            let (secrets, secrets_count) = wanted_secrets(&new.release);
+            let insert = "with
+                release as (
+                    insert into releases (org_id, id, workload_id, number, spec, diff, created_by)
+                    select $1, $2, $3, coalesce(max(number), 0) + 1, $4, $5, $6 from releases
+                    where org_id = $1 and workload_id = $3
+                    returning id, number, spec, diff, created_by, created_at),
+                link as (
+                    insert into release_secrets (org_id, release_id, secret_id, version)
+                    select distinct $1, $2::uuid, s.id, v.version
+                    from jsonb_to_recordset($7) as wanted(name text, version int)
+                    join secrets s on s.org_id = $1 and s.name = wanted.name
+                    join secret_versions v on v.org_id = $1 and v.secret_id = s.id and v.version = wanted.version
+                    returning 1)
+                select release.*, (select count(*) from link) as links from release";
+            let values = [
+                self.org().value(),
+                new.id.value(),
+                workload.value(),
+                json(codec::write_release(&new.release)),
+                json(codec::write_changes(&diff)),
+                optional(created_by),
+                json(secrets),
+            ];
+            let row = tx.query_one_raw(sql(insert, values)).await.or_store()?.ok_or(StoreError::Retryable)?;
+            if Row::new(&row, "releases", "id").get::<i64>("links")? != secrets_count as i64 {
+                return Err(StoreError::NotFound("secret"));
+            }
+            let release = read_release(&row)?;
+            let update = concat!(
+                "update workloads w set release_id = $3, image = $4, tier = $5, generation = generation + 1,
+                    version = version + 1, updated_at = now()
+                where w.org_id = $1 and w.id = $2 returning ",
+                workload_sql!()
+            );
+            let values =
+                [self.org().value(), workload.value(), new.id.value(), new.release.image.as_str().into(), tier.into()];
+            let row = tx.query_one_raw(sql(update, values)).await.or_store()?.ok_or(StoreError::Retryable)?;
+            record(&tx, self.org(), change).await?;
+            Ok((read_workload(&row)?, release))
+        })
+    }
+
+    /// What the org wants of it. Wanting what is wanted already changes nothing but is recorded; a deleted one stays
+    /// deleted (`NotFound`). Returns the state after.
+    pub async fn set_desired(
+        &self,
+        workload: WorkloadId,
+        desired: Desired,
+        if_version: Option<i64>,
+        change: &Change,
+    ) -> Result<Workload> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            idempotency::claim(&tx, self.org(), change, Some(workload.uuid())).await?;
+            let found = self.lock(&tx, workload).await?;
+            if if_version.is_some_and(|version| version != found.version) {
+                return Err(StoreError::Conflict { current: found.version });
+            }
+            if found.desired == Desired::Deleted && desired != Desired::Deleted {
+                return Err(StoreError::NotFound("workload"));
+            }
+            let update = concat!(
+                "update workloads w set desired = $3, version = version + 1, updated_at = now(),
+                    generation = generation + case when desired = $3 then 0 else 1 end
+                where w.org_id = $1 and w.id = $2 returning ",
+                workload_sql!()
+            );
+            let values = [self.org().value(), workload.value(), desired.name().into()];
+            let row = tx.query_one_raw(sql(update, values)).await.or_store()?.ok_or(StoreError::Retryable)?;
+            record(&tx, self.org(), change).await?;
+            read_workload(&row)
+        })
+    }
+
+    /// Ends an instance's stay: one in the queue has ended at once, one with a slot when its node says so. Saying it
+    /// again changes nothing. Returns the slot to tell its node about.
+    pub async fn leave(&self, instance: InstanceId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            let leave = "with
+                slot as (
+                    update slots set desired = 'absent', generation = generation + 1, leaving_at = now()
+                    where org_id = $1 and instance_id = $2 and desired = 'present' and removed_at is null
+                    returning id, node_id),
+                gone as (
+                    update instances set leaving_at = coalesce(leaving_at, now()),
+                        ended_at = case when slot_id is null then coalesce(ended_at, now()) else ended_at end,
+                        observed_at = case when leaving_at is null
+                            and not (failure is not null and observed in ('failed', 'exited'))
+                            then now() else observed_at end
+                    where org_id = $1 and id = $2 and (select count(*) from slot) >= 0
+                    returning id, workload_id, (leaving_at = now()) as first),
+                workload as (
+                    update workloads w set version = version + 1, updated_at = now() from gone
+                    where w.org_id = $1 and w.id = gone.workload_id and gone.first)
+                select gone.id, gone.first, slot.id as slot_id, slot.node_id from gone left join slot on true";
+            let values = [self.org().value(), instance.value()];
+            let row = tx.query_one_raw(sql(leave, values)).await.or_store()?.ok_or(StoreError::NotFound("instance"))?;
+            let row = Row::new(&row, "instances", "id");
+            if row.get::<bool>("first")? {
+                record(&tx, self.org(), change).await?;
+            }
+            Ok(row.id_opt("slot_id")?.zip(row.id_opt("node_id")?))
+        })
+    }
+
+    /// Declares an instance failed, as when its deadline has passed. One that failed or ended before stays as it was.
+    pub async fn fail(&self, instance: InstanceId, failure: &Failure, change: &Change) -> Result<bool> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            let update = "with failed as (
+                    update instances set failure = $3, observed = 'failed', observed_at = now()
+                    where org_id = $1 and id = $2 and ended_at is null
+                        and not (failure is not null and observed in ('failed', 'exited'))
+                    returning id, workload_id)
+                update workloads w set version = version + 1, updated_at = now() from failed
+                where w.org_id = $1 and w.id = failed.workload_id";
+            let values = [self.org().value(), instance.value(), json(codec::write_failure(failure))];
+            let failed = tx.execute_raw(sql(update, values)).await.or_store()?.rows_affected() == 1;
+            if failed {
+                record(&tx, self.org(), change).await?;
+            }
+            Ok(failed)
+        })
+    }
+
+    /// A person asks for the process to be started anew in its container. `None`: there is no container to do it in;
+    /// launch an instance instead.
+    pub async fn restart(&self, workload: WorkloadId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            idempotency::claim(&tx, self.org(), change, Some(workload.uuid())).await?;
+            self.lock(&tx, workload).await?;
+            let update = "update slots s set restart = restart + 1, generation = generation + 1
+                from instances i
+                where i.org_id = $1 and i.workload_id = $2 and i.ended_at is null and i.leaving_at is null
+                    and not (i.failure is not null and i.observed in ('failed', 'exited'))
+                    and s.org_id = $1 and s.instance_id = i.id and s.desired = 'present' and s.removed_at is null
+                returning s.id, s.node_id";
+            let row = tx.query_one_raw(sql(update, [self.org().value(), workload.value()])).await.or_store()?;
+            self.touched(&tx, workload).await?;
+            record(&tx, self.org(), change).await?;
+            match row {
+                Some(row) => {
+                    let row = Row::new(&row, "slots", "id");
+                    Ok(Some((row.id("id")?, row.id("node_id")?)))
+                }
+                None => Ok(None),
+            }
+        })
+    }
+
+    /// Ends a workload that is to be deleted and has nothing left outside: its name is free, its volumes go. `false`:
+    /// something is left, or it has ended before.
+    pub async fn finish(&self, workload: WorkloadId, change: &Change) -> Result<bool> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            let update = "with
+                ended as (
+                    update workloads w set deleted_at = now(), version = version + 1, updated_at = now()
+                    where w.org_id = $1 and w.id = $2 and w.desired = 'deleted' and w.deleted_at is null
+                        and not exists (select 1 from instances i where i.org_id = $1 and i.workload_id = $2
+                                        and i.ended_at is null)
+                    returning id),
+                volume as (
+                    update volumes set desired = 'absent' from ended
+                    where volumes.org_id = $1 and volumes.workload_id = ended.id),
+                counter as (
+                    update org_counters set workloads = workloads - 1 from ended where org_id = $1)
+                select id from ended";
+            let row = tx.query_one_raw(sql(update, [self.org().value(), workload.value()])).await.or_store()?;
+            if row.is_none() {
+                return Ok(false);
+            }
+            record(&tx, self.org(), change).await?;
+            Ok(true)
+        })
+    }
+
+    /// One workload with its current release and newest instances. By id, a deleted one is found as well.
+    pub async fn get(&self, workload: &WorkloadRef) -> Result<WorkloadDetail> {
+        let tx = self.tenant.begin().await?;
+        let by_id = concat!("select ", workload_sql!(), " from workloads w where w.org_id = $1 and w.id = $2");
+        let by_name = concat!(
+            "select ",
+            workload_sql!(),
+            " from workloads w where w.org_id = $1 and w.name = $2 and w.deleted_at is null"
+        );
+        let statement = match workload {
+            WorkloadRef::Id(id) => sql(by_id, [self.org().value(), id.value()]),
+            WorkloadRef::Name(name) => sql(by_name, [self.org().value(), name.as_str().into()]),
+        };
+        let row = tx.query_one_raw(statement).await.or_store()?.ok_or(StoreError::NotFound("workload"))?;
+        let mut details = self.details(&tx, vec![read_workload(&row)?]).await?;
+        details.pop().ok_or(StoreError::NotFound("workload"))
+    }
+
+    /// Newest first.
+    pub async fn list(&self, filter: &WorkloadFilter) -> Result<Vec<WorkloadDetail>> {
+        let select = concat!(
+            "select ",
+            workload_sql!(),
+            " from workloads w
+            where w.org_id = $1 and w.deleted_at is null and ($2::uuid is null or w.id < $2)
+                and ($3::text is null or w.template = $3) and ($4::text is null or w.desired = $4)
+            order by w.id desc limit $5"
+        );
+        let values = [
+            self.org().value(),
+            optional(filter.before),
+            Value::from(filter.template.as_ref().map(ToString::to_string)),
+            Value::from(filter.desired.map(Desired::name)),
+            Value::from(i64::from(filter.limit.clamp(1, 200))),
+        ];
+        let tx = self.tenant.begin().await?;
+        let rows = tx.query_all_raw(sql(select, values)).await.or_store()?;
+        let workloads = rows.iter().map(read_workload).collect::<Result<Vec<_>>>()?;
+        self.details(&tx, workloads).await
+    }
+
+    async fn details(&self, tx: &Tx, workloads: Vec<Workload>) -> Result<Vec<WorkloadDetail>> {
+        if workloads.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<WorkloadId> = workloads.iter().map(|workload| workload.id).collect();
+        let current: Vec<ReleaseId> = workloads.iter().map(|workload| workload.release).collect();
+        let releases = "select id, number, spec, diff, created_by, created_at from releases
+            where org_id = $1 and id = any (array(select value::uuid from jsonb_array_elements_text($2)))";
+        let rows = tx.query_all_raw(sql(releases, [self.org().value(), id_list(&current)])).await.or_store()?;
+        let mut releases: BTreeMap<ReleaseId, ReleaseRow> = BTreeMap::new();
+        for row in &rows {
+            let release = read_release(row)?;
+            releases.insert(release.id, release);
+        }
+        let instances = concat!(
+            "select ",
+            instance_sql!(),
+            ", case when i.placement = 'queued' and i.ended_at is null
+                then clawhq_queue_position(i.queued_at, i.id) end as position, v.id as volume_id, v.node_id as volume_node
+            from jsonb_array_elements_text($2) wanted(id)
+            cross join lateral (select * from instances i where i.org_id = $1 and i.workload_id = wanted.id::uuid
+                order by i.id desc limit $3) i
+            join releases r on r.org_id = i.org_id and r.id = i.release_id
+            left join nodes n on n.id = i.node_id
+            left join volumes v on v.org_id = $1 and v.workload_id = i.workload_id and v.desired = 'present'
+            order by i.id desc"
+        );
+        let values = [self.org().value(), id_list(&ids), Value::from(RECENT)];
+        let rows = tx.query_all_raw(sql(instances, values)).await.or_store()?;
+        let mut by_workload: BTreeMap<WorkloadId, (Vec<Instance>, Option<QueuePlace>, Option<(VolumeId, NodeId)>)> =
+            BTreeMap::new();
+        for row in &rows {
+            let instance = crate::instances::read(row)?;
+            let row = Row::new(row, "instances", "id");
+            let (instances, queue, volume) = by_workload.entry(instance.workload).or_default();
+            if let (Some(position), true) = (row.get::<Option<i32>>("position")?, instances.is_empty()) {
+                let position = u32::try_from(position).map_err(|_| row.corrupt("queued_at"))?;
+                *queue = Some(QueuePlace { position, since: instance.queued_at.unwrap_or(instance.created_at) });
+            }
+            *volume = row.id_opt("volume_id")?.zip(row.id_opt("volume_node")?);
+            // A workload with two volumes (never made today) would repeat its instances here.
+            if instances.last().is_none_or(|last| last.id != instance.id) {
+                instances.push(instance);
+            }
+        }
+        workloads
+            .into_iter()
+            .map(|workload| {
+                let release = releases
+                    .get(&workload.release)
+                    .cloned()
+                    .ok_or_else(|| StoreError::corrupt("workloads", workload.id.uuid(), "release_id"))?;
+                let (instances, queue, volume) = by_workload.remove(&workload.id).unwrap_or_default();
+                Ok(WorkloadDetail { workload, release, instances, queue, volume })
+            })
+            .collect()
+    }
+
+    async fn read_release(&self, tx: &Tx, release: ReleaseId) -> Result<ReleaseRow> {
+        let select =
+            "select id, number, spec, diff, created_by, created_at from releases where org_id = $1 and id = $2";
+        let row = tx.query_one_raw(sql(select, [self.org().value(), release.value()])).await.or_store()?;
+        read_release(&row.ok_or(StoreError::NotFound("release"))?)
+    }
+
+    /// Newest first. `before`: only those with a lower number. `limit` is at most 200.
+    pub async fn releases(&self, workload: WorkloadId, before: Option<u32>, limit: u32) -> Result<Vec<ReleaseRow>> {
+        let tx = self.tenant.begin().await?;
+        let select = "select id, number, spec, diff, created_by, created_at from releases
+            where org_id = $1 and workload_id = $2 and ($3::int is null or number < $3) order by number desc limit $4";
+        let values = [
+            self.org().value(),
+            workload.value(),
+            Value::from(before.map(|before| i32::try_from(before).unwrap_or(i32::MAX))),
+            Value::from(i64::from(limit.min(200))),
+        ];
+        let rows = tx.query_all_raw(sql(select, values)).await.or_store()?;
+        rows.iter().map(read_release).collect()
+    }
+
+    /// The org's instances, newest first, of one workload or of all. `before`: only older ones. `limit` is at most 200.
+    pub async fn instances(
+        &self,
+        workload: Option<WorkloadId>,
+        before: Option<InstanceId>,
+        limit: u32,
+    ) -> Result<Vec<Instance>> {
+        let tx = self.tenant.begin().await?;
+        let select = concat!(
+            "select ",
+            instance_sql!(),
+            " from instances i
+            join releases r on r.org_id = i.org_id and r.id = i.release_id
+            left join nodes n on n.id = i.node_id
+            where i.org_id = $1 and ($2::uuid is null or i.workload_id = $2) and ($3::uuid is null or i.id < $3)
+            order by i.id desc limit $4"
+        );
+        let values = [self.org().value(), optional(workload), optional(before), Value::from(i64::from(limit.min(200)))];
+        let rows = tx.query_all_raw(sql(select, values)).await.or_store()?;
+        rows.iter().map(crate::instances::read).collect()
+    }
+
+    pub async fn instance(&self, instance: InstanceId) -> Result<Instance> {
+        let tx = self.tenant.begin().await?;
+        let select = concat!(
+            "select ",
+            instance_sql!(),
+            " from instances i
+            join releases r on r.org_id = i.org_id and r.id = i.release_id
+            left join nodes n on n.id = i.node_id
+            where i.org_id = $1 and i.id = $2"
+        );
+        let row = tx.query_one_raw(sql(select, [self.org().value(), instance.value()])).await.or_store()?;
+        crate::instances::read(&row.ok_or(StoreError::NotFound("instance"))?)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct SystemWorkloads<'s> {
+    pub(crate) store: &'s Store,
+}
+
+impl SystemWorkloads<'_> {
+    /// The scope of the org that owns a workload, by a read of the row.
+    pub async fn scope(&self, workload: WorkloadId) -> Result<Option<TenantScope>> {
+        let select = "select id, org_id from workloads where id = $1";
+        let db = &self.store.system;
+        let row = reading!(self.store.pool, db.query_one_raw(sql(select, [workload.value()])))?;
+        row.map(|row| Row::new(&row, "workloads", "id").id::<OrgId>("org_id").map(TenantScope::new)).transpose()
+    }
+
+    /// The workload that a host name means: `<name>-<slug>`, parsed by the caller. With its scope, for the edge.
+    pub async fn by_host(&self, slug: &str, name: &str) -> Result<Option<Unsettled>> {
+        let select = "select w.id, w.org_id from workloads w join orgs o on o.id = w.org_id
+            where o.slug = $1 and w.name = $2 and w.deleted_at is null";
+        let db = &self.store.system;
+        let row = reading!(self.store.pool, db.query_one_raw(sql(select, [slug.into(), name.into()])))?;
+        row.as_ref().map(read_unsettled).transpose()
+    }
+
+    /// Workloads whose rows say that something is left to do: for the sweep that finds what a lost wake-up missed.
+    /// After `after`, in the order of ids, at most `limit`.
+    pub async fn unsettled(&self, after: Option<WorkloadId>, limit: u32) -> Result<Vec<Unsettled>> {
+        let select = "select w.id, w.org_id from workloads w
+            where w.deleted_at is null and ($1::uuid is null or w.id > $1) and (
+                w.desired = 'deleted'
+                or exists (select 1 from instances i where i.org_id = w.org_id and i.workload_id = w.id
+                    and i.ended_at is null and (w.desired <> 'running' or i.observed <> 'running'
+                        or i.release_id <> w.release_id or i.leaving_at is not null))
+                or w.desired = 'running' and not exists (select 1 from instances i where i.org_id = w.org_id
+                    and i.workload_id = w.id and i.ended_at is null and i.release_id = w.release_id))
+            order by w.id limit $2";
+        let values = || [optional(after), Value::from(i64::from(limit))];
+        let db = &self.store.system;
+        let rows = reading!(self.store.pool, db.query_all_raw(sql(select, values())))?;
+        rows.iter().map(read_unsettled).collect()
+    }
+}
+
+fn read_unsettled(row: &QueryResult) -> Result<Unsettled> {
+    let row = Row::new(row, "workloads", "id");
+    let org = OrgId::from_uuid(row.get::<Uuid>("org_id")?);
+    Ok(Unsettled { scope: TenantScope::new(org), workload: row.id("id")? })
+}
