@@ -11,8 +11,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
 use tungstenite::handshake::derive_accept_key;
-use tungstenite::protocol::frame::CloseFrame;
-use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 
@@ -271,11 +269,12 @@ impl Server {
                     reply = Some(message);
                 }
                 Ok(_) => {}
+                // Closed by the other side, with the answer given already.
+                Err(tungstenite::Error::ConnectionClosed) => return messages,
                 Err(_) => {
-                    // The reading side was shut by `drain`, or is idle too long: say so, as far as it can hear.
-                    let code = if self.stopping.load(Ordering::SeqCst) { CloseCode::Away } else { CloseCode::Normal };
-                    let _ = socket.close(Some(CloseFrame { code, reason: "".into() }));
-                    let _ = socket.flush();
+                    // The reading side was shut by `drain`, or was idle for too long: 1001, going away. By hand,
+                    // for the library writes nothing after an end that came without a close.
+                    let _ = socket.get_mut().write_all(&[0x88, 2, 0x03, 0xe9]);
                     return messages;
                 }
             }
