@@ -78,7 +78,7 @@ impl Default for Config {
             docker_host: "unix:///var/run/docker.sock".to_owned(),
             runtime: None,
             control_plane: "https://127.0.0.1:4182".to_owned(),
-            server_name: "localhost".to_owned(),
+            server_name: "control-plane.clawhq.internal".to_owned(),
             ca_file: PathBuf::from("data/ca/ca.pem"),
             join_token: None,
             join_token_file: None,

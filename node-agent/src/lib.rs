@@ -4,6 +4,8 @@
 mod cgroup;
 mod config;
 mod docker;
+mod inits;
+mod ledger;
 mod netns;
 mod network;
 mod probe;

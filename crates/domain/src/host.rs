@@ -621,7 +621,8 @@ pub fn observe(want: &Want, have: &Have, lease_held: bool, now: Millis, policy: 
     if have.gave_up.is_some_and(|at| at >= claim.map_or(0, |claim| claim.restart)) {
         return Some(SlotState::Failed);
     }
-    if have.op == Some(Op::Make) {
+    // One that runs is only looked at again, as after a restart of the agent.
+    if have.op == Some(Op::Make) && have.container != Container::Up {
         return Some(SlotState::Creating);
     }
     match (&have.init, have.container) {
@@ -629,8 +630,7 @@ pub fn observe(want: &Want, have: &Have, lease_held: bool, now: Millis, policy: 
             (now >= since.saturating_add(policy.greet_ms)).then_some(SlotState::Unknown)
         }
         (Init::Silent { .. }, Container::Up) if have.frozen && claim.is_none() => Some(SlotState::Frozen),
-        (Init::Silent { .. }, Container::Up) if have.assigned.is_some() => None,
-        (Init::Silent { .. }, Container::Up) => Some(SlotState::Creating),
+        (Init::Silent { .. }, Container::Up) => None,
         (_, Container::Absent | Container::Made | Container::Ended) => Some(SlotState::Creating),
         (Init::Waiting, _) => Some(match (claim, want.warm) {
             (Some(_), _) => SlotState::Starting,
