@@ -92,7 +92,11 @@ fn fetch(socket: &Path, ticket: &str) -> io::Result<Exec> {
     stream.set_write_timeout(Some(EXEC_DEADLINE))?;
     let hello = ToAgent::ExecHello { ticket: ticket.to_owned() };
     stream.write_all(&hello.encode())?;
-    let frame = read_frame(&mut stream, MAX_TO_INIT)?.map(Zeroizing::new).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let frame = read_frame(&mut stream, MAX_TO_INIT).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("the node agent did not answer in time"),
+        _ => error,
+    })?;
+    let frame = Zeroizing::new(frame.ok_or_else(|| io::Error::other("the node agent hung up"))?);
     match ToInit::decode(&frame).map_err(io::Error::other)? {
         ToInit::ExecSpec(exec) => Ok(exec),
         ToInit::ExecRefused { reason } => Err(io::Error::other(reason)),

@@ -763,7 +763,7 @@ fn a_ticket_that_cannot_run_says_why() {
         (exec("/no/such"), 127, "/no/such: No such file"),
         (exec("/etc/passwd"), 126, "Permission denied"),
         (run_ticket(refuse), 126, "the ticket was used"),
-        (run_ticket(drop_connection), 126, "cannot run"),
+        (run_ticket(drop_connection), 126, "the node agent hung up"),
     ] {
         let err = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{err}");
