@@ -19,6 +19,7 @@ export function ApiKeysPage({ org }: { org: string }) {
   const list = useQuery(apiKeysQuery(org))
   const client = useQueryClient()
   const [making, setMaking] = useState(false)
+  const [opened] = useState(() => Date.now())
   const [deleting, setDeleting] = useState<ApiKey | null>(null)
   return (
     <>
@@ -65,7 +66,7 @@ export function ApiKeysPage({ org }: { org: string }) {
                   <Ago at={key.created_at} />
                 </p>
                 {key.expires_at &&
-                  (Date.parse(key.expires_at) < Date.now() ? (
+                  (Date.parse(key.expires_at) < opened ? (
                     <Badge tone="bad">expired</Badge>
                   ) : (
                     <Badge>

@@ -242,9 +242,14 @@ function DeployForm(props: {
               <TemplateArt icon={template?.icon ?? (choice === IMAGE ? 'image' : choice)} />
               <div className="min-w-0">
                 <p className="truncate text-sm font-semibold">{name || '…'}</p>
-                <p className="truncate text-xs text-muted capitalize">
+                <p className="truncate text-xs text-muted">
                   {choice === IMAGE ? 'Any image' : (template?.title ?? choice)}
-                  {tier && ` · ${tier}`}
+                  {tier && (
+                    <>
+                      {' · '}
+                      <span className="capitalize">{tier}</span>
+                    </>
+                  )}
                 </p>
               </div>
             </div>
@@ -399,18 +404,18 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
 
       {error === null && (
         <Card className="overflow-hidden">
-          <div className="p-5">
+          <div className="p-4">
             {steps.length > 0 ? (
               <div className="animate-rise" data-testid="deploy-steps">
                 <Waterfall steps={steps} {...(placement ? { placement: placement.kind } : {})} />
                 {placement && <PlacementNote kind={placement.kind} />}
               </div>
             ) : (
-              <Pending state={workload?.state} placement={workload?.instance?.placement} queue={workload?.queue ?? placement?.queue ?? null} />
+              <Pending state={workload?.state} placement={workload?.instance?.placement} queue={workload?.queue ?? placement?.queue ?? null} elapsed={elapsed} />
             )}
           </div>
           {failed && workload?.reason && (
-            <div className="border-t border-line bg-bad-soft/60 px-5 py-4">
+            <div className="border-t border-line bg-bad-soft/60 px-4 py-4">
               <p className="text-sm font-medium text-bad-ink">{workload.reason.message}</p>
               {workload.reason.hint && <p className="mt-0.5 text-sm text-ink-2">{workload.reason.hint}</p>}
             </div>
@@ -418,7 +423,7 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
           {running && (
             <dl className="divide-y divide-line border-t border-line text-sm">
               {url && (
-                <div className="flex items-center gap-3 px-5 py-2.5">
+                <div className="flex items-center gap-3 px-4 py-2.5">
                   <dt className="w-20 shrink-0 text-muted">Address</dt>
                   <dd className="flex min-w-0 flex-1 items-center gap-1">
                     <a href={url} target="_blank" rel="noreferrer" className="min-w-0 truncate font-mono text-xs underline decoration-line-strong underline-offset-4 hover:decoration-ink">
@@ -459,7 +464,7 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
 function TokenRow({ token }: { token: string }) {
   const [shown, setShown] = useState(false)
   return (
-    <div className="flex items-baseline gap-3 bg-accent-soft/50 px-5 py-3.5">
+    <div className="flex items-baseline gap-3 bg-accent-soft/50 px-4 py-3.5">
       <dt className="w-20 shrink-0 text-muted">Token</dt>
       <dd className="min-w-0 flex-1">
         <div className="flex items-center gap-1.5">
@@ -490,10 +495,13 @@ function PlacementNote({ kind }: { kind: string }) {
 }
 
 /** What is known while the answer is on its way. Rows are the stages every deploy passes. */
-function Pending({ state, placement, queue }: { state: string | undefined; placement: string | undefined; queue: { position: number; estimate_ms: number | null } | null }) {
+function Pending({ state, placement, queue, elapsed }: { state: string | undefined; placement: string | undefined; queue: { position: number; estimate_ms: number | null } | null; elapsed: number }) {
   const reached = state === undefined ? 0 : state === 'queued' ? 1 : 2
   const rows = ['Accepted', state === 'queued' ? `In the queue${queue ? `, place ${queue.position}${queue.estimate_ms ? `, about ${roughly(queue.estimate_ms)}` : ''}` : ''}` : placement ? `Placed ${placement}` : 'Placed', 'Starting the process', 'Answering']
+  const waiting =
+    elapsed < 3000 ? null : state === 'queued' ? 'It starts by itself as soon as there is room. You can leave this page.' : elapsed < 30_000 ? 'No warm container fitted, so one is being made; a new image is fetched first.' : 'It takes longer than the server waits. Its state is read every second; you can leave this page.'
   return (
+    <>
     <ol className="space-y-2.5">
       {rows.map((row, index) => (
         <li key={index} className={cn('flex items-center gap-3 text-sm', index > reached && 'text-muted')}>
@@ -504,5 +512,7 @@ function Pending({ state, placement, queue }: { state: string | undefined; place
         </li>
       ))}
     </ol>
+      {waiting && <p className="mt-4 text-xs text-muted">{waiting}</p>}
+    </>
   )
 }

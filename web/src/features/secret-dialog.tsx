@@ -84,7 +84,9 @@ export function SecretDialog({ org, name: fixed, onClose, onSaved }: { org: stri
           )}
         </Field>
         {refused && <ProblemNote error={refused} />}
-        <button type="submit" hidden />
+        <button type="submit" hidden>
+          Set secret
+        </button>
       </form>
     </Dialog>
   )

@@ -32,6 +32,7 @@ export function openEventStream(options: EventStreamOptions): { close: () => voi
   let closed = false
 
   const connect = () => {
+    timer = undefined
     if (closed) return
     const url = new URL(options.url, location.origin)
     for (const [key, value] of Object.entries(options.query ?? {})) url.searchParams.set(key, value)

@@ -1,4 +1,4 @@
-import { lazy, Suspense, useEffect, useState } from 'react'
+import { lazy, Suspense, useState } from 'react'
 import type { DialogProps } from './dialog-impl'
 
 const load = () => import('./dialog-impl')
@@ -7,9 +7,7 @@ const Impl = lazy(load)
 /** A modal dialog. Its machinery is fetched when the first one opens, and stays mounted after so that closing is animated. */
 export function Dialog(props: DialogProps) {
   const [used, setUsed] = useState(props.open)
-  useEffect(() => {
-    if (props.open) setUsed(true)
-  }, [props.open])
+  if (props.open && !used) setUsed(true)
   if (!used && !props.open) return null
   return (
     <Suspense>

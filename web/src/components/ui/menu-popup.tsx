@@ -28,8 +28,8 @@ export default function MenuPopup(props: {
       }}
     >
       {/* Inside the landmark or dialog of its button, so that it is no content without a home. */}
-      <Base.Portal container={props.anchor.current?.closest<HTMLElement>('[role=dialog], aside, main') ?? null}>
-        <Base.Positioner anchor={props.anchor} sideOffset={6} align={props.align} side={props.side} className="z-50 outline-none">
+      <Base.Portal container={props.anchor.current?.closest<HTMLElement>('[role=dialog], aside, main') ?? document.body}>
+        <Base.Positioner positionMethod="fixed" anchor={props.anchor} sideOffset={6} align={props.align} side={props.side} className="z-50 outline-none">
           <Base.Popup
             aria-labelledby={props.labelledBy}
             finalFocus={props.anchor}
