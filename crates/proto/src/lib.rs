@@ -15,6 +15,9 @@ pub use convert::{Malformed, warm_mode_name, warm_mode_parse};
 /// Largest frame either side accepts, in bytes: a claim's files, environment and secrets with room to spare.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Bytes of `ChannelData` that may be sent on a fresh channel, in either direction, before credit is granted.
+pub const CHANNEL_CREDIT: u32 = 256 * 1024;
+
 /// FNV-1a 64 of `<slot_id>:<generation>`; the wrapping sum over all slots is the heartbeat's digest.
 pub fn slot_digest(slot: clawhq_domain::ids::SlotId, generation: i64) -> u64 {
     format!("{slot}:{generation}")
