@@ -110,6 +110,16 @@ impl System<'_> {
         })
     }
 
+    /// Puts an org on another tier: what runs stays as it is, what is made next has the new limits.
+    pub async fn set_org_tier(&self, slug: &str, tier: &str) -> Result<()> {
+        in_transaction!(self.store.begin(), |tx| {
+            let update = "update orgs set tier = t.name, version = version + 1, updated_at = now() from tiers t
+                where orgs.slug = $1 and t.name = $2";
+            let done = tx.execute_raw(sql(update, [slug.into(), tier.into()])).await.or_store()?;
+            if done.rows_affected() == 1 { Ok(()) } else { Err(crate::StoreError::NotFound("org or tier")) }
+        })
+    }
+
     /// Changes one tier's row or adds it at the end.
     pub async fn put_tier(&self, tier: &Tier) -> Result<()> {
         let upsert = "insert into tiers (name, position, memory_mib, memory_burst_mib, cpu_shares, cpu_millis, pids,

@@ -45,6 +45,8 @@ pub use accounts::{
 };
 pub use catalogue::{CatalogueEntry, NewCatalogueEntry};
 pub use change::{Actor, Change, IdempotencyKey, NewAudit, NewEvent, Wakeup, WorkloadWakeup};
+pub use serde_json::Value as Json;
+
 pub use error::{DatabaseError, Earlier, Limit, Result, StoreError, StoredResponse, Taken};
 pub use events::{AuditEntry, AuditLog, Event, Events};
 pub use idempotency::Idempotency;

@@ -578,6 +578,24 @@ impl Workloads<'_> {
         })
     }
 
+    /// Keeps credentials that were minted for it, sealed; told once, they stay for every container to come.
+    pub async fn keep_minted(&self, workload: WorkloadId, sealed: &[u8]) -> Result<()> {
+        in_transaction!(self.tenant.begin(), |tx| {
+            let update = "update workloads set minted = $3 where org_id = $1 and id = $2 and deleted_at is null";
+            let values = [self.org().value(), workload.value(), crate::row::bytes(sealed)];
+            let done = tx.execute_raw(sql(update, values)).await.or_store()?;
+            if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("workload")) }
+        })
+    }
+
+    /// What [`Workloads::keep_minted`] kept.
+    pub async fn minted(&self, workload: WorkloadId) -> Result<Option<Vec<u8>>> {
+        let tx = self.tenant.begin().await?;
+        let select = "select id, minted from workloads where org_id = $1 and id = $2";
+        let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
+        Row::new(&row.ok_or(StoreError::NotFound("workload"))?, "workloads", "id").get("minted")
+    }
+
     /// Ends a workload that is to be deleted and has nothing left outside: its name is free, its volumes go. `false`:
     /// something is left, or it has ended before.
     pub async fn finish(&self, workload: WorkloadId, change: &Change) -> Result<bool> {

@@ -1,0 +1,8 @@
+//! The store on real PostgreSQL, one database for each test.
+
+mod accounts;
+mod deploy;
+mod jobs;
+mod lifecycle;
+mod migrations;
+mod tenancy;
