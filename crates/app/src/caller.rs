@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use clawhq_domain::access::{Action, Noun, Role, allows};
 use clawhq_domain::ids::{ApiKeyId, OrgId, RequestId, SessionId, UserId};
-use clawhq_store::scope::TenantScope;
+use clawhq_store::TenantScope;
+use clawhq_store::{Actor, NewAudit};
 
 use crate::{Error, Result};
 
@@ -26,9 +27,14 @@ pub struct Origin {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
-    Session { user: UserId, session: SessionId },
+    Session {
+        user: UserId,
+        session: SessionId,
+    },
     /// A program; acts for one org alone.
-    ApiKey { key: ApiKeyId, org: OrgId },
+    ApiKey {
+        key: ApiKeyId,
+    },
 }
 
 /// An org that the caller belongs to, with the scope that its rows need.
@@ -50,5 +56,24 @@ pub struct OrgContext {
 impl OrgContext {
     pub fn may(&self, action: Action, noun: Noun) -> Result<()> {
         if allows(self.role, action, noun) { Ok(()) } else { Err(Error::Forbidden) }
+    }
+
+    pub fn actor(&self) -> Actor {
+        match self.who {
+            Who::Session { user, .. } => Actor::User(user),
+            Who::ApiKey { key } => Actor::ApiKey(key),
+        }
+    }
+
+    /// The person behind it, where there is one.
+    pub fn user(&self) -> Option<UserId> {
+        match self.who {
+            Who::Session { user, .. } => Some(user),
+            Who::ApiKey { .. } => None,
+        }
+    }
+
+    pub(crate) fn audit(&self, action: &'static str, object: String, detail: serde_json::Value) -> NewAudit {
+        NewAudit { actor: self.actor(), action, object, ip: self.origin.ip, request: Some(self.origin.request), detail }
     }
 }

@@ -37,6 +37,9 @@ pub enum Error {
     /// The same `Idempotency-Key` is being worked on.
     #[error("the same request is being worked on")]
     InProgress { retry_after_ms: Millis },
+    /// The same `Idempotency-Key` had its effect, but its answer was never stored: describe what it made.
+    #[error("done before, and not answered")]
+    Unanswered { effect: u128 },
     /// The same `Idempotency-Key` with another body.
     #[error("the key was used for another request")]
     KeyReused,

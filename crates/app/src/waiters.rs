@@ -47,7 +47,11 @@ impl Waiters {
     /// Everybody looks again: notifications may have been missed.
     pub fn wake_all(&self) {
         let channels = self.0.lock();
-        channels.workloads.values().chain(channels.orgs.values()).for_each(|sender| sender.send_modify(|count| *count += 1));
+        channels
+            .workloads
+            .values()
+            .chain(channels.orgs.values())
+            .for_each(|sender| sender.send_modify(|count| *count += 1));
     }
 }
 

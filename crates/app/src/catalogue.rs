@@ -1,0 +1,78 @@
+//! Templates and tiers: rows that change rarely and are read with every deploy.
+
+use std::sync::Arc;
+
+use clawhq_domain::Millis;
+use clawhq_domain::names::TemplateName;
+use clawhq_domain::template::Template;
+use clawhq_domain::tier::{Tier, Tiers};
+use clawhq_store::NewCatalogueEntry;
+use parking_lot::RwLock;
+
+use crate::{App, Error, Result};
+
+/// How old a kept catalogue may be: an operator's change shows within this.
+const FRESH_MS: Millis = 1_000;
+
+#[derive(Default)]
+pub(crate) struct Cache(RwLock<Option<Kept>>);
+
+#[derive(Clone)]
+struct Kept {
+    at: Millis,
+    templates: Arc<Vec<Template>>,
+    tiers: Arc<Tiers>,
+}
+
+impl App {
+    async fn catalogue(&self) -> Result<Kept> {
+        let now = self.now();
+        if let Some(kept) = self.0.catalogue.0.read().as_ref().filter(|kept| now - kept.at < FRESH_MS) {
+            return Ok(kept.clone());
+        }
+        let (entries, tiers) = tokio::try_join!(self.store().templates(), self.store().tiers())?;
+        let templates = entries.into_iter().filter(|entry| entry.enabled).map(|entry| entry.template).collect();
+        let kept = Kept { at: now, templates: Arc::new(templates), tiers: Arc::new(tiers) };
+        *self.0.catalogue.0.write() = Some(kept.clone());
+        Ok(kept)
+    }
+
+    /// What can be deployed, in the catalogue's order.
+    pub async fn templates(&self) -> Result<Arc<Vec<Template>>> {
+        Ok(self.catalogue().await?.templates)
+    }
+
+    pub async fn template(&self, name: &TemplateName) -> Result<Template> {
+        let templates = self.templates().await?;
+        templates.iter().find(|template| template.name == *name).cloned().ok_or(Error::NotFound("template"))
+    }
+
+    /// Least first.
+    pub async fn tiers(&self) -> Result<Arc<Tiers>> {
+        Ok(self.catalogue().await?.tiers)
+    }
+
+    /// An operator's act: another tier for an org.
+    pub async fn set_org_tier(&self, slug: &str, tier: &str) -> Result<()> {
+        Ok(self.store().system(&self.system()).set_org_tier(slug, tier).await?)
+    }
+
+    /// An operator's act: other limits for a tier, or a new tier at the end.
+    pub async fn put_tier(&self, tier: &Tier) -> Result<()> {
+        self.store().system(&self.system()).put_tier(tier).await?;
+        *self.0.catalogue.0.write() = None;
+        Ok(())
+    }
+
+    /// Makes the catalogue what this build ships.
+    pub async fn publish_templates(&self, templates: Vec<Template>) -> Result<()> {
+        let entries: Vec<_> = templates
+            .into_iter()
+            .enumerate()
+            .map(|(position, template)| NewCatalogueEntry { template, position: position as u32 })
+            .collect();
+        self.store().system(&self.system()).publish_templates(&entries).await?;
+        *self.0.catalogue.0.write() = None;
+        Ok(())
+    }
+}
