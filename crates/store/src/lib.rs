@@ -236,7 +236,7 @@ impl<'s> Tenant<'s> {
         let org = row::Id::uuid(self.org);
         tx::Tx::begin(
             &self.store.pool,
-            &format!("BEGIN; SET LOCAL ROLE clawhq_tenant; SET LOCAL app.org = '{org}'; SET LOCAL app.placing = 'on'"),
+            &format!("BEGIN; SET LOCAL ROLE clawhq_tenant; SET LOCAL app.org = '{org}'; SET LOCAL app.claiming = 'on'"),
         )
         .await
     }

@@ -473,11 +473,11 @@ create policy tenant on users for select to clawhq_tenant
 -- One's own slots always; the pool's only in a transaction that places an instance, and only to make one's own of them.
 create policy tenant on slots to clawhq_tenant
     using (org_id = app_org()
-           or (org_id is null and current_setting('app.placing', true) = 'on'))
+           or (org_id is null and current_setting('app.claiming', true) = 'on'))
     with check (org_id = app_org());
 -- A volume made with a pool slot becomes the tenant's with it.
 create policy adopt on volumes to clawhq_tenant
-    using (org_id is null and current_setting('app.placing', true) = 'on')
+    using (org_id is null and current_setting('app.claiming', true) = 'on')
     with check (org_id = app_org());
 
 grant usage on schema public to clawhq_tenant, clawhq_system;

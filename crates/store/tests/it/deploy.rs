@@ -356,7 +356,7 @@ async fn the_claim_reads_its_partial_index() -> Result<()> {
     .await?;
     let mut raw = db.raw().await?;
     let plan = format!(
-        "begin; set local role clawhq_tenant; set local app.org = '{}'; set local app.placing = 'on';
+        "begin; set local role clawhq_tenant; set local app.org = '{}'; set local app.claiming = 'on';
          explain select s.id from slots s join nodes n on n.id = s.node_id
             where s.recipe = sha256('x') and s.tier = 'free' and s.org_id is null and s.desired = 'present'
                 and s.observed in ('waiting', 'frozen') and s.removed_at is null
