@@ -50,7 +50,7 @@ function makeWorkload(org, user, body, state = 'running') {
   const config = { env: {}, secrets: [], files: [], argv: null, ports: null, volume: null, uid: null, ...body.config }
   const w = {
     id: id('wl'), name: body.name ?? `workload-${org.workloads.size + 1}`, org_id: org.id, template: template?.name ?? null, image, tier: body.tier ?? org.tier, state, reason: null, desired: 'running',
-    url: template || config.ports ? `http://${body.name}-${org.slug}.localhost:4181` : null, warm: 'prefer',
+    url: template || config.ports ? `http://${body.name}-${org.slug}.localhost:${port}` : null, warm: 'prefer',
     release: { id: id('rel'), number: 1, image, config, created_at: now(), created_by: user.id, diff: [] }, releases: [], instance: null, queue: null, resource_version: randomBytes(4).toString('hex'), generation: 1, created_at: now(), updated_at: now(), logs: [], sinks: new Set(),
   }
   w.releases.push(w.release)
@@ -127,8 +127,13 @@ async function readBody(req) {
   for await (const chunk of req) text += chunk
   return text === '' ? {} : JSON.parse(text)
 }
-const sessionOf = (req) => sessions.get(/clawhq_session=([^;]+)/.exec(req.headers.cookie ?? '')?.[1])
+const sessionOf = (req) => keyOwner(req) ?? sessions.get(/clawhq_session=([^;]+)/.exec(req.headers.cookie ?? '')?.[1])
 const meOf = (user) => ({ user: { id: user.id, email: user.email }, orgs: [...orgs.values()].filter((o) => o.members.has(user.id)).map((o) => ({ id: o.id, slug: o.slug, name: o.name, role: o.members.get(user.id).role, tier: o.tier })) })
+function keyOwner(req) {
+  const key = /^Bearer (.+)$/.exec(req.headers.authorization ?? '')?.[1]
+  for (const org of key ? orgs.values() : []) for (const k of org.keys.values()) if (k.secret === key) return { user: [...users.values()].find((u) => org.members.has(u.id)) }
+  return undefined
+}
 const page = (items) => ({ items, next_cursor: null })
 
 async function api(req, res, url) {
@@ -191,7 +196,7 @@ async function api(req, res, url) {
     if (method === 'GET') return send(res, 200, page([...org.keys.values()]))
     if (method === 'POST') {
       const secret = `chq_${randomBytes(24).toString('base64url')}`
-      const made = { id: id('key'), name: body.name, prefix: secret.slice(0, 10), created_at: now(), expires_at: body.expires_at ?? null, last_used_at: null }
+      const made = { id: id('key'), name: body.name, prefix: secret.slice(0, 10), created_at: now(), expires_at: body.expires_at ?? null, last_used_at: null, secret }
       org.keys.set(made.id, made)
       return send(res, 201, { ...made, key: secret })
     }
@@ -224,9 +229,14 @@ async function api(req, res, url) {
     const { w, warm } = makeWorkload(org, user, body, 'starting')
     emit(org, w, 'workload.created', `${w.name} was created by ${user.email}.`)
     await new Promise((r) => setTimeout(r, warm ? 7 : 2600))
-    place(w, warm)
-    boot(w)
-    emit(org, w, 'instance.running', `${w.name} answers.`)
+    if (body.image?.startsWith('localhost:1/')) {
+      place(w, false)
+      Object.assign(w, { state: 'failed', reason: { code: 'image_missing', message: `The image ${body.image} does not exist or may not be fetched.`, hint: 'Check the image’s name and tag, and that it may be pulled without credentials.', log_tail: [] } })
+    } else {
+      place(w, warm)
+      boot(w)
+      emit(org, w, 'instance.running', `${w.name} answers.`)
+    }
     return send(res, 201, { workload: view(w), access: { url: w.url, token: body.template === 'openclaw' ? randomBytes(24).toString('base64url') : null }, placement: { kind: w.instance.placement, steps: w.instance.steps, total_ms: w.instance.total_ms, queue: null } })
   }
   const w = org.workloads.get(key) ?? [...org.workloads.values()].find((x) => x.id === key)
@@ -319,6 +329,10 @@ function asset(res, url) {
 
 const server = createServer((req, res) => {
   const url = new URL(req.url, `http://${req.headers.host}`)
+  if (/^[^.]+\.localhost/.test(req.headers.host)) {
+    res.writeHead(200, { 'content-type': 'text/html' })
+    return res.end('<!doctype html><link rel=icon href=data:,><p>hello')
+  }
   if (url.pathname.startsWith('/v1/')) api(req, res, url).catch((error) => problem(res, 500, 'internal', 'The mock broke', String(error)))
   else asset(res, url)
 })

@@ -127,10 +127,10 @@ export function CardTitle({ children, aside, className }: { children: ReactNode;
 
 export function EmptyState(props: { icon?: ReactNode; title: string; children?: ReactNode; action?: ReactNode }) {
   return (
-    <div className="flex flex-col items-center px-6 py-14 text-center">
+    <div className="flex flex-col items-center px-6 py-14 text-center max-sm:px-4">
       {props.icon && <div className="mb-4 flex size-11 items-center justify-center rounded-xl border border-line bg-sunken text-muted [&_svg]:size-5">{props.icon}</div>}
       <h2 className="text-base font-semibold">{props.title}</h2>
-      {props.children && <div className="mt-1.5 max-w-md text-sm text-muted">{props.children}</div>}
+      {props.children && <div className="mt-1.5 w-full max-w-md text-sm text-muted">{props.children}</div>}
       {props.action && <div className="mt-5 flex flex-wrap justify-center gap-2">{props.action}</div>}
     </div>
   )
