@@ -77,6 +77,7 @@ pub async fn run(config: Config, app: App, metrics: Metrics, shutdown: Cancellat
 
 /// The same on a socket that is bound already.
 pub async fn serve(listener: TcpListener, config: Config, app: App, metrics: Metrics, shutdown: CancellationToken) {
+    app.listen(shutdown.clone());
     let places = Arc::new(Semaphore::new(config.connections_max));
     let connections = TaskTracker::new();
     let drain = Duration::from_millis(config.drain_ms);

@@ -269,12 +269,18 @@ fn prepare(request: &mut Request<Incoming>, upgrade: Option<&HeaderValue>, peer:
     for name in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"] {
         headers.remove(name);
     }
-    if let Ok(address) = HeaderValue::from_str(&peer.ip().to_string()) {
-        headers.insert("x-forwarded-for", address);
+    // A client on this very machine is a developer's: apps that guard against spoofed forwarding (OpenClaw answers 403)
+    // take a forwarded loopback address for an attack, and without the headers for what it is, a local client.
+    if !peer.ip().is_loopback() {
+        if let Ok(address) = HeaderValue::from_str(&peer.ip().to_string()) {
+            headers.insert("x-forwarded-for", address);
+        }
+        headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+        if let Some(host) = &host {
+            headers.insert("x-forwarded-host", host.clone());
+        }
     }
-    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
     if let Some(host) = host {
-        headers.insert("x-forwarded-host", host.clone());
         headers.insert(header::HOST, host);
     }
 }

@@ -29,6 +29,7 @@ impl Default for Config {
 
 /// Runs until `shutdown`; a turn under way is finished.
 pub async fn run(config: Config, app: App, shutdown: CancellationToken) {
+    app.listen(shutdown.clone());
     let every = |ms: u64| Pace::every(Duration::from_millis(ms.max(1)));
     // A burst of claims empties the pool faster than one look a second; still, claims come first.
     let pool_pace = Pace { at_most_every: Duration::from_millis(100), ..every(config.pool_every_ms) };

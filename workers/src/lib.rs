@@ -44,6 +44,7 @@ pub enum Error {
 
 /// Runs until `shutdown`, then finishes what it has begun.
 pub async fn run(config: Config, app: App, shutdown: CancellationToken) -> Result<(), Error> {
+    app.listen(shutdown.clone());
     let relay = tokio::spawn({
         let (app, shutdown) = (app.clone(), shutdown.clone());
         let pace = Pace { at_most_every: Duration::from_millis(5), ..Pace::every(Duration::from_millis(1_000)) };

@@ -120,7 +120,7 @@ impl App {
                     self.write_minted_row(scope, row.id, &minted).await?;
                 }
                 if made.placed.placement.kind() == PlacementKind::Warm {
-                    self.0.hints.pool.wake();
+                    self.hint_pool();
                 }
                 Ok(())
             }

@@ -76,6 +76,15 @@ impl NodeHub {
         self.nodes.lock().len()
     }
 
+    /// Notices may have been missed: every stream sends its whole set.
+    pub fn everything_changed(&self) {
+        for attached in self.nodes.lock().values() {
+            attached.overflow.store(true, std::sync::atomic::Ordering::Release);
+            // Wakes the stream if it waits; a full inbox is awake anyway.
+            let _ = attached.sender.try_send(NodeHint::Everything);
+        }
+    }
+
     pub fn slot_changed(&self, node: NodeId, slot: SlotId) {
         if let Some(attached) = self.nodes.lock().get(&node)
             && attached.sender.try_send(NodeHint::SlotChanged(slot)).is_err()

@@ -10,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod hub;
 pub mod keys;
+mod listen;
 pub mod model;
 pub mod nodes;
 pub mod orgs;
@@ -32,6 +33,8 @@ use clawhq_store::SystemScope;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+pub use clawhq_sealing::Plaintext;
+pub use clawhq_store::{IdempotencyKey, StoredResponse};
 pub use error::{Error, Result};
 
 /// Policy of the control plane. Limits that people buy are in the tier table, not here.
@@ -91,6 +94,7 @@ pub(crate) struct Inner {
     pub(crate) waiters: waiters::Waiters,
     pub(crate) catalogue: catalogue::Cache,
     pub(crate) hints: Hints,
+    pub(crate) listening: listen::Listening,
 }
 
 #[derive(Default)]
@@ -113,6 +117,7 @@ impl App {
             waiters: waiters::Waiters::default(),
             catalogue: catalogue::Cache::default(),
             hints: Hints::default(),
+            listening: listen::Listening::default(),
             store,
             config,
             clock,

@@ -378,8 +378,7 @@ impl App {
         let epoch = nodes.open_stream(node, &facts(node_facts, node_facts.firewall_ready), HEARD_FOR_MS).await?;
         let inbox = self.hub().attach(node, epoch);
         // There may be room now.
-        self.0.hints.pool.wake();
-        self.0.hints.queue.wake();
+        self.hint_pool();
         Ok(Link { epoch, inbox })
     }
 
@@ -502,11 +501,10 @@ impl App {
                 self.hint_outbox();
             }
             // A pool slot became ready, failed or went: the pool looks again.
-            None => self.0.hints.pool.wake(),
+            None => self.hint_pool(),
         }
         if observed.removed {
-            self.0.hints.queue.wake();
-            self.0.hints.pool.wake();
+            self.hint_pool();
         }
         Ok(())
     }

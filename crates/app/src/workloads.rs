@@ -401,7 +401,7 @@ impl App {
             self.keep_minted(context, id, minted).await?;
         }
         if matches!(made.placed.placement, clawhq_store::Placement::Warm { .. }) {
-            self.0.hints.pool.wake();
+            self.hint_pool();
         }
         let steps = vec![
             Step { name: "admit".to_owned(), micros: admitted },
