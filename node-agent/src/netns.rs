@@ -67,6 +67,30 @@ impl Workers {
         take.await.map_err(|_| io::Error::other("a namespace thread ended"))?
     }
 
+    /// [`Self::connect`], asking again for some milliseconds: a process that was just started is not there at the first
+    /// try, and the runtime's timers are too coarse to wait for it.
+    pub async fn connect_soon(&self, netns: &Netns, port: u16) -> io::Result<TcpStream> {
+        let stream = self
+            .run(netns, move || {
+                let mut wait = Duration::from_micros(300);
+                loop {
+                    match loopback(port) {
+                        Err(error)
+                            if error.kind() == io::ErrorKind::ConnectionRefused && wait < Duration::from_millis(4) =>
+                        {
+                            std::thread::sleep(wait);
+                            wait += wait / 2;
+                        }
+                        other => return other,
+                    }
+                }
+            })
+            .await?;
+        let stream = TcpStream::from_std(stream)?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
     /// Connects to 127.0.0.1:`port` as seen inside `netns`.
     pub async fn connect(&self, netns: &Netns, port: u16) -> io::Result<TcpStream> {
         let stream = self.run(netns, move || loopback(port)).await?;

@@ -299,6 +299,11 @@ table inet {table} {{
         }
     }
 
+    /// Whether the host's end of the cable lies there.
+    pub fn is_laid(&self, piece: Piece) -> bool {
+        !self.config.egress || std::path::Path::new("/sys/class/net").join(self.interface(piece)).exists()
+    }
+
     /// Lays the cable into a container. One that lies there already stays.
     pub async fn attach(&self, piece: Piece, netns: &Netns) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Handle::current();

@@ -8,8 +8,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::netns::{Netns, Workers};
 
-const FIRST_WAIT: Duration = Duration::from_micros(300);
-/// While a start is expected to take milliseconds, then while it takes seconds.
+/// Between the questions after the first, which asks again by itself for some milliseconds.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// Of an HTTP answer, to look for what is expected in it.
@@ -18,19 +18,22 @@ const BODY_MAX: usize = 64 << 10;
 /// Returns when it has answered. Dropping the future ends the questions; the deadline is the caller's.
 pub async fn until_ready(workers: &Workers, netns: &Netns, probe: &Probe) {
     let mut wait = FIRST_WAIT;
-    while !answers(workers, netns, probe).await {
+    let mut first = true;
+    while !answers(workers, netns, probe, std::mem::take(&mut first)).await {
         sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
-async fn answers(workers: &Workers, netns: &Netns, probe: &Probe) -> bool {
+async fn answers(workers: &Workers, netns: &Netns, probe: &Probe, first: bool) -> bool {
+    let connect =
+        async |port| if first { workers.connect_soon(netns, port).await } else { workers.connect(netns, port).await };
     let asked = async {
         match probe {
             Probe::Started => Some(()),
-            Probe::Tcp { port } => workers.connect(netns, *port).await.ok().map(drop),
+            Probe::Tcp { port } => connect(*port).await.ok().map(drop),
             Probe::Http { port, path, expect } => {
-                let mut stream = workers.connect(netns, *port).await.ok()?;
+                let mut stream = connect(*port).await.ok()?;
                 let request = format!(
                     "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: clawhq-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
                 );

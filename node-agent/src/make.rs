@@ -1,0 +1,271 @@
+//! Making and unmaking a container with all that belongs to it. Every part is idempotent: a second try goes on where the
+//! first one stopped, whichever process made it.
+
+use std::time::{Duration, Instant};
+
+use clawhq_domain::host::Container;
+use clawhq_domain::ids::{NodeId, SlotId, VolumeId};
+use clawhq_domain::slot::{FailureKind, Step};
+use clawhq_proto::v1;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Event, Tools};
+use crate::cgroup::Cgroup;
+use crate::netns::Netns;
+use crate::network::Piece;
+use crate::runtime::{ContainerSpec, Image, Phase, RuntimeError};
+use crate::volumes::VolumeError;
+
+const AWAY_WAIT: Duration = Duration::from_millis(250);
+const AWAY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+pub struct MakeJob {
+    pub slot: SlotId,
+    pub op: u64,
+    pub node: Option<NodeId>,
+    pub spec: v1::SlotSpec,
+    pub volume: Option<VolumeId>,
+    pub container: Option<String>,
+    pub phase: Container,
+    pub piece: Option<Piece>,
+    pub knows_image: bool,
+}
+
+pub struct Made {
+    pub pid: u32,
+    pub netns: Netns,
+    pub cgroup: Cgroup,
+    pub piece: Piece,
+    pub image: Option<Image>,
+    pub frozen: bool,
+    /// It was not just found again.
+    pub created: bool,
+    pub steps: Vec<Step>,
+    pub took: Duration,
+}
+
+pub enum MakeError {
+    /// Nobody wants it any more.
+    Cancelled,
+    Failed {
+        kind: FailureKind,
+        message: String,
+        /// What is known of the container now, if anything.
+        container: Option<Container>,
+    },
+}
+
+struct Making<'a> {
+    tools: &'a Tools,
+    job: MakeJob,
+    image: Option<Image>,
+    steps: Vec<Step>,
+    lap: Instant,
+}
+
+/// While Docker is away it waits, for minutes if need be: that is no fault of the container's.
+pub async fn make(tools: &Tools, job: MakeJob, cancel: CancellationToken) -> Result<Made, MakeError> {
+    let began = Instant::now();
+    let mut making = Making { tools, job, image: None, steps: Vec::new(), lap: began };
+    let created = making.job.phase == Container::Absent;
+    let mut wait = AWAY_WAIT;
+    loop {
+        let result = tokio::select! {
+            result = making.attempt() => result,
+            () = cancel.cancelled() => return Err(MakeError::Cancelled),
+        };
+        match result {
+            Ok(mut made) => {
+                made.created = created;
+                made.took = began.elapsed();
+                return Ok(made);
+            }
+            Err(Trouble::Runtime(RuntimeError::Away(why))) => {
+                tracing::debug!(slot = %making.job.slot, why, "waiting for Docker");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = cancel.cancelled() => return Err(MakeError::Cancelled),
+                }
+                wait = (wait * 2).min(AWAY_WAIT_MAX);
+            }
+            Err(trouble) => return Err(trouble.into_error(&making.job)),
+        }
+    }
+}
+
+enum Trouble {
+    Runtime(RuntimeError),
+    Volume(VolumeError),
+    Network(anyhow::Error),
+    /// It ended as soon as it was started.
+    Ended {
+        out_of_memory: bool,
+    },
+}
+
+impl From<RuntimeError> for Trouble {
+    fn from(error: RuntimeError) -> Self {
+        Self::Runtime(error)
+    }
+}
+
+impl Trouble {
+    fn into_error(self, job: &MakeJob) -> MakeError {
+        let known = job.container.as_ref().map(|_| Container::Made);
+        let (kind, message, container) = match self {
+            // Removed behind our back: the next try makes a new one.
+            Self::Runtime(RuntimeError::Gone) => {
+                (FailureKind::Runtime, "Its container vanished.".to_owned(), Some(Container::Absent))
+            }
+            Self::Runtime(error) => (error.kind(), error.to_string(), known),
+            Self::Volume(VolumeError::DiskFull(left)) => {
+                (FailureKind::DiskFull, VolumeError::DiskFull(left).to_string(), known)
+            }
+            Self::Volume(error) => (FailureKind::Volume, error.to_string(), known),
+            Self::Network(error) => (FailureKind::Network, format!("{error:#}"), known),
+            Self::Ended { out_of_memory: true } => {
+                (FailureKind::OutOfMemory, "It ran out of memory before it started.".to_owned(), Some(Container::Ended))
+            }
+            Self::Ended { out_of_memory: false } => {
+                (FailureKind::Runtime, "Its container ended at once.".to_owned(), Some(Container::Ended))
+            }
+        };
+        MakeError::Failed { kind, message, container }
+    }
+}
+
+impl Making<'_> {
+    fn step(&mut self, name: &str) {
+        let micros = u64::try_from(self.lap.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.steps.push(Step { name: name.to_owned(), micros });
+        self.lap = Instant::now();
+    }
+
+    async fn attempt(&mut self) -> Result<Made, Trouble> {
+        let tools = self.tools;
+        if !tools.network.is_ready() {
+            return Err(Trouble::Network(anyhow::anyhow!("the firewall is not loaded")));
+        }
+        if self.image.is_none() && (self.job.container.is_none() || !self.job.knows_image) {
+            let deadline = Duration::from_secs(tools.config.limits.pull_deadline_s);
+            let image = tools.runtime.image(&self.job.spec.image, &self.job.spec.image_digest, deadline).await?;
+            self.image = Some(image);
+            self.step("image");
+        }
+        let volume = match (&self.job.spec.volume, self.job.volume) {
+            (Some(spec), Some(volume)) if self.job.phase != Container::Up => {
+                let (uid, gid) = (self.job.spec.uid, self.job.spec.gid);
+                let mount = tools.volumes.ensure(volume, spec.size_mib, uid, gid).await.map_err(Trouble::Volume)?;
+                let path = spec.path.clone();
+                self.step("volume");
+                Some((volume, mount, path))
+            }
+            _ => None,
+        };
+        let id = match self.job.container.clone() {
+            Some(id) => id,
+            None => {
+                let spec = self.container_spec(volume);
+                let id = tools.runtime.create(&spec).await?;
+                let event = Event::Created { slot: self.job.slot, op: self.job.op, container: id.clone() };
+                let _ = tools.events.send(event).await;
+                self.job.container = Some(id.clone());
+                self.step("created");
+                id
+            }
+        };
+        if self.job.phase != Container::Up {
+            tools.runtime.start(&id).await?;
+        }
+        let found = tools.runtime.inspect(&id).await?;
+        let (Phase::Up, Some(pid)) = (found.phase, found.pid) else {
+            return Err(Trouble::Ended { out_of_memory: found.out_of_memory });
+        };
+        self.job.phase = Container::Up;
+        let network = |error: std::io::Error| Trouble::Network(error.into());
+        let netns = Netns::of_pid(pid).map_err(network)?;
+        let cgroup = tools.hierarchies.of_pid(pid).map_err(network)?;
+        let frozen = cgroup.is_frozen().unwrap_or(false);
+        self.step("booted");
+        let piece = match self.job.piece {
+            Some(piece) => piece,
+            None => *self.job.piece.insert(tools.network.reserve(self.job.slot).await.map_err(Trouble::Network)?),
+        };
+        if let Err(error) = tools.network.attach(piece, &netns).await {
+            tools.network.release(piece);
+            self.job.piece = None;
+            return Err(Trouble::Network(error));
+        }
+        self.step("network");
+        Ok(Made {
+            pid,
+            netns,
+            cgroup,
+            piece,
+            image: self.image.clone(),
+            frozen,
+            created: false,
+            steps: std::mem::take(&mut self.steps),
+            took: Duration::ZERO,
+        })
+    }
+
+    fn container_spec(&self, volume: Option<(VolumeId, std::path::PathBuf, String)>) -> ContainerSpec {
+        let (tools, spec) = (self.tools, &self.job.spec);
+        let limits = &tools.config.limits;
+        let node_dir = tools.config.node_dir();
+        ContainerSpec {
+            name: format!("clawhq-{}-{}", &tools.data[..tools.data.len().min(8)], self.job.slot),
+            slot: self.job.slot,
+            node: self.job.node,
+            data: tools.data.clone(),
+            image: self.image.clone().unwrap_or_default(),
+            uid: spec.uid,
+            gid: spec.gid,
+            hostname: spec.hostname.clone(),
+            memory_mib: spec.memory_burst_mib.max(spec.memory_mib).max(6),
+            memory_reserved_mib: spec.memory_mib,
+            cpu_shares: spec.cpu_shares.clamp(2, 262_144),
+            cpu_millis: spec.cpu_millis,
+            pids: spec.pids.clamp(8, 32_768),
+            nofile: limits.nofile,
+            log_mib: limits.log_mib.max(1),
+            tmpfs: spec.tmpfs.iter().map(|one| (one.path.clone(), one.size_mib.max(1), one.exec)).collect(),
+            init_dir: tools.config.init_dir(),
+            resolv_conf: node_dir.join("resolv.conf"),
+            volume,
+            runtime: tools.config.runtime.clone(),
+        }
+    }
+}
+
+/// Takes everything of a container away. It tries for as long as it takes: what is to go goes.
+pub async fn unmake(tools: &Tools, container: Option<String>, piece: Option<Piece>, volume: Option<VolumeId>) {
+    let mut wait = AWAY_WAIT;
+    if let Some(container) = container {
+        while let Err(error) = tools.runtime.remove(&container).await {
+            tracing::warn!(container, %error, "a container could not be removed and is tried again");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AWAY_WAIT_MAX);
+        }
+    }
+    if let Some(piece) = piece {
+        if let Err(error) = tools.network.close(piece) {
+            tracing::warn!(%error, "an address could not be closed");
+        }
+        if let Err(error) = tools.network.detach(piece).await {
+            tracing::warn!(%error, "an interface could not be removed");
+        }
+    }
+    if let Some(volume) = volume {
+        // The kernel lets go of a mount a moment after the last process.
+        for pause in [0, 20, 100, 300, 1_000, 3_000] {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            match tools.volumes.release(volume).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%volume, %error, "a volume is still in use"),
+            }
+        }
+        tracing::warn!(%volume, "a volume stays mounted until the next sweep");
+    }
+}
