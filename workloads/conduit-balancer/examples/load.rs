@@ -117,6 +117,11 @@ impl Service for Hold {
         }
     }
 
+    fn eof(&mut self, io: &mut Io, conn: Conn) {
+        self.lost += 1;
+        io.close(conn.token);
+    }
+
     fn closed(&mut self, _: &mut Io, _: Conn, why: Closed) {
         if matches!(why, Closed::ConnectFailed(_) | Closed::ConnectTimeout) {
             self.failed += 1;

@@ -543,17 +543,22 @@ impl Controller {
                     let task = tokio::spawn(async move {
                         // Checks of many backends are spread over the interval.
                         tokio::time::sleep(check.interval.0.mul_f64(rand::random::<f64>() * 0.5)).await;
-                        let mut ticks = tokio::time::interval(check.interval.0);
-                        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                        let mut next = tokio::time::Instant::now();
                         loop {
-                            ticks.tick().await;
+                            tokio::time::sleep_until(next).await;
+                            let started = tokio::time::Instant::now();
                             let result = check::run(&check, addr, source).await;
                             let mut state = controller.lock();
                             let now = Instant::now();
                             let Some(member) = state.members.get_mut(&key).filter(|member| member.slot == slot) else {
                                 return;
                             };
-                            if member.health.checked(result, &check, now) {
+                            let changed = member.health.checked(result, &check, now);
+                            // On its way down it is asked four times as often: a dead backend is out soon after the first failure.
+                            let wait =
+                                if member.health.is_doubtful() { check.interval.0 / 4 } else { check.interval.0 };
+                            next = started + wait;
+                            if changed {
                                 controller.set_controls(&mut state, now);
                             }
                         }

@@ -99,6 +99,11 @@ impl Health {
         false
     }
 
+    /// In service, but its last check failed.
+    pub fn is_doubtful(&self) -> bool {
+        self.up && self.bad > 0
+    }
+
     pub fn is_ejected(&self) -> bool {
         self.ejected_until.is_some()
     }

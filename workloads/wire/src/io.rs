@@ -172,6 +172,14 @@ mod flag {
     pub const LISTED: u32 = 1 << 12;
     pub const FAILED: u32 = 1 << 13;
     pub const SPLICE: u32 = 1 << 14;
+    /// Registered for writability as well.
+    pub const OUT: u32 = 1 << 15;
+    /// Has TCP_NODELAY set.
+    pub const NODELAY: u32 = 1 << 16;
+    /// Has been written to.
+    pub const WROTE: u32 = 1 << 17;
+    /// A listener that waits for descriptors to come free.
+    pub const HELD_OFF: u32 = 1 << 18;
 }
 
 /// One socket. Sixty-odd bytes, whatever it is doing; a queue or a held pipe hangs off `extra` only while it exists.
@@ -236,6 +244,9 @@ pub struct Io {
     tick: u64,
     /// Sockets that may have more to do without a new event.
     listed: Vec<Token>,
+    /// Accepts of one turn, doubled while each turn finds more, and the last turn that accepted.
+    batch: usize,
+    batch_turn: u64,
     pipes: Vec<Pipe>,
     pipes_made: usize,
     queues: Vec<Vec<u8>>,
@@ -257,6 +268,8 @@ impl Io {
             start: Instant::now(),
             tick: 0,
             listed: Vec::new(),
+            batch: 1,
+            batch_turn: 0,
             pipes: Vec::new(),
             pipes_made: 0,
             queues: Vec::new(),
@@ -310,14 +323,14 @@ impl Io {
         Conn { token, tag: self.slots[token.index as usize].tag }
     }
 
-    fn register(&mut self, fd: OwnedFd, tag: u64, flags: u32, events: EventFlags) -> io::Result<Token> {
+    fn register(&mut self, fd: OwnedFd, tag: u64, flags: u32) -> io::Result<Token> {
         if self.live >= self.limits.sockets {
             return Err(io::Error::other("the shard holds its limit of sockets"));
         }
         let index = if self.free != NIL { self.free } else { self.slots.len() as u32 };
         let generation = self.slots.get(index as usize).map_or(0, |slot| slot.generation);
         let token = Token { index, generation };
-        epoll::add(&self.epoll, &fd, EventData::new_u64(pack(token)), events | EventFlags::ET)?;
+        epoll::add(&self.epoll, &fd, EventData::new_u64(pack(token)), events(flags))?;
         let slot = Slot {
             fd: Some(fd),
             generation,
@@ -389,13 +402,13 @@ impl Io {
     /// Accepts from `listener` in this shard. Give every shard its own of a `socket::listen_group`.
     pub fn listen(&mut self, listener: TcpListener, tag: u64) -> io::Result<Token> {
         listener.set_nonblocking(true)?;
-        self.register(listener.into(), tag, flag::LISTENER, EventFlags::IN)
+        self.register(listener.into(), tag, flag::LISTENER)
     }
 
     /// Serves a UDP socket in this shard.
     pub fn udp(&mut self, socket: UdpSocket, tag: u64) -> io::Result<Token> {
         socket.set_nonblocking(true)?;
-        self.register(socket.into(), tag, flag::UDP, EventFlags::IN)
+        self.register(socket.into(), tag, flag::UDP)
     }
 
     /// Starts an outgoing connection: `connected` or `closed` follows within `timeout`, never from inside this call.
@@ -411,8 +424,8 @@ impl Io {
             return Err(io::Error::other("the shard holds its limit of sockets"));
         }
         let (fd, done) = socket::connect(to, source)?;
-        let flags = flag::TCP | flag::CONNECTING | if done { flag::WRITABLE } else { 0 };
-        let token = self.register(fd, tag, flags, stream_events())?;
+        let up = if done { flag::WRITABLE } else { flag::OUT };
+        let token = self.register(fd, tag, flag::TCP | flag::CONNECTING | up)?;
         let timer = self.wheel.arm(self.tick + ticks(timeout), Due::Conn(token));
         self.slots[token.index as usize].timer = timer;
         if done {
@@ -423,7 +436,7 @@ impl Io {
 
     /// Adopts a connected non-blocking stream socket that was made elsewhere.
     pub fn adopt(&mut self, fd: OwnedFd, tag: u64) -> io::Result<Token> {
-        self.register(fd, tag, flag::TCP | flag::WRITABLE, stream_events())
+        self.register(fd, tag, flag::TCP | flag::WRITABLE)
     }
 
     /// Takes a connection out of the shard, for another to [`adopt`](Io::adopt). `None`, and nothing changes, while bytes
@@ -494,8 +507,15 @@ impl Io {
         let waiting = slot.extra.as_ref().map_or(0, |extra| extra.queue.len() - extra.sent);
         let total = head.len() + body.len();
         let (mut head, mut rest) = (head, body);
+        let mut full = false;
         if waiting == 0 && slot.flags & flag::CONNECTING == 0 {
             let fd = slot.fd.as_ref().expect("live slot");
+            // The first write waits for no acknowledgement anyway; only from the second on does the option matter.
+            if slot.flags & (flag::WROTE | flag::NODELAY) == flag::WROTE {
+                let _ = sockopt::set_tcp_nodelay(fd, true);
+                slot.flags |= flag::NODELAY;
+            }
+            slot.flags |= flag::WROTE;
             while !head.is_empty() || !rest.is_empty() {
                 let sent = match (head, rest) {
                     (one, []) | ([], one) => net::send(fd, one, SendFlags::NOSIGNAL),
@@ -511,7 +531,7 @@ impl Io {
                         rest = &rest[count - of_head..];
                     }
                     Err(Errno::AGAIN) => {
-                        slot.flags &= !flag::WRITABLE;
+                        full = true;
                         break;
                     }
                     Err(Errno::INTR) => {}
@@ -528,6 +548,10 @@ impl Io {
         } else if waiting + total > limit {
             return Written::Full;
         }
+        if full {
+            self.blocked(token);
+        }
+        let slot = &self.slots[token.index as usize];
         if slot.extra.as_ref().is_none_or(|extra| extra.queue.capacity() == 0) {
             let queue = self.queues.pop().unwrap_or_default();
             self.slots[token.index as usize].extra.get_or_insert_default().queue = queue;
@@ -720,7 +744,7 @@ impl Io {
     pub fn unlisten(&mut self, listener: Token) {
         let Some(slot) = self.slot_mut(listener) else { return };
         if slot.flags & flag::LISTENER != 0 {
-            slot.flags |= flag::CLOSING | flag::READABLE;
+            slot.flags |= flag::CLOSING;
             self.list(listener);
         } else if slot.flags & flag::UDP != 0 {
             self.remove(listener);
@@ -732,6 +756,23 @@ impl Io {
         self.stopped = true;
     }
 
+    /// The kernel takes no more for now: its next room is an event.
+    fn blocked(&mut self, token: Token) {
+        let slot = &mut self.slots[token.index as usize];
+        slot.flags &= !flag::WRITABLE;
+        if slot.flags & flag::OUT == 0 {
+            slot.flags |= flag::OUT;
+            self.reregister(token);
+        }
+    }
+
+    /// Tells epoll what the flags ask for now; room or clients that came meanwhile are reported as well. It fails only for
+    /// want of kernel memory, and then the idle limit ends the connection.
+    fn reregister(&self, token: Token) {
+        let slot = &self.slots[token.index as usize];
+        let _ = epoll::modify(&self.epoll, lower(slot), EventData::new_u64(pack(token)), events(slot.flags));
+    }
+
     fn list(&mut self, token: Token) {
         let slot = &mut self.slots[token.index as usize];
         if slot.flags & flag::LISTED == 0 {
@@ -741,8 +782,21 @@ impl Io {
     }
 }
 
-fn stream_events() -> EventFlags {
-    EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP
+/// What a socket is registered for. Writability is asked for only once the kernel has refused bytes: every socket is
+/// writable at first, and each would wake its shard to say so. Listeners are level-triggered, so that none has to be asked
+/// again after its last client just to hear that it was the last.
+fn events(flags: u32) -> EventFlags {
+    if flags & flag::HELD_OFF != 0 {
+        EventFlags::empty()
+    } else if flags & flag::LISTENER != 0 {
+        EventFlags::IN
+    } else if flags & flag::UDP != 0 {
+        EventFlags::IN | EventFlags::ET
+    } else if flags & flag::OUT != 0 {
+        EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET
+    } else {
+        EventFlags::IN | EventFlags::RDHUP | EventFlags::ET
+    }
 }
 
 fn pack(token: Token) -> u64 {
@@ -891,7 +945,11 @@ impl<S: Service> Shard<S> {
         let Some(slot) = self.io.slot_mut(token) else { return };
         if slot.flags & flag::LISTENER != 0 {
             if slot.flags & flag::CLOSING == 0 {
-                return self.accept(token, ACCEPTS_PER_TURN);
+                let turn = self.io.counters.turns;
+                let burst = turn - self.io.batch_turn <= 1;
+                self.io.batch = if burst { (self.io.batch * 2).min(ACCEPTS_PER_TURN) } else { 1 };
+                self.io.batch_turn = turn;
+                return self.accept(token, self.io.batch);
             }
             self.accept(token, usize::try_from(socket::somaxconn()).unwrap_or(4096));
             self.io.remove(token);
@@ -916,19 +974,15 @@ impl<S: Service> Shard<S> {
     fn accept(&mut self, listener: Token, most: usize) {
         for _ in 0..most {
             let Some(slot) = self.io.slot(listener) else { return };
-            if slot.flags & flag::READABLE == 0 {
-                return;
-            }
             let accepted = net::acceptfrom_with(lower(slot), SocketFlags::NONBLOCK | SocketFlags::CLOEXEC);
             let (fd, peer) = match accepted {
                 Ok((fd, peer)) => (fd, socket::internet(peer)),
-                Err(Errno::AGAIN) => {
-                    self.io.slots[listener.index as usize].flags &= !flag::READABLE;
-                    return;
-                }
-                // No descriptor left: look again in a while. The edge is spent, so nothing else would bring us back.
+                Err(Errno::AGAIN) => return,
+                // No descriptor left: look again in a while, instead of being told of these clients at every turn.
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                     self.io.counters.refused += 1;
+                    self.io.slots[listener.index as usize].flags |= flag::HELD_OFF;
+                    self.io.reregister(listener);
                     self.io.wheel.arm(self.io.tick + ticks(OUT_OF_DESCRIPTORS), Due::Conn(listener));
                     return;
                 }
@@ -943,7 +997,7 @@ impl<S: Service> Shard<S> {
                 let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
                 continue;
             };
-            match self.io.register(fd, tag, flag::TCP | flag::WRITABLE, stream_events()) {
+            match self.io.register(fd, tag, flag::TCP | flag::WRITABLE | flag::NODELAY) {
                 Ok(token) => {
                     self.io.counters.accepted += 1;
                     self.service.accepted(&mut self.io, Conn { token, tag }, peer);
@@ -951,9 +1005,6 @@ impl<S: Service> Shard<S> {
                 // Admitted, so the service has to hear that it is gone.
                 Err(_) => self.service.closed(&mut self.io, Conn { token: Token::NONE, tag }, Closed::Reset),
             }
-        }
-        if self.io.slot(listener).is_some() {
-            self.io.list(listener);
         }
     }
 
@@ -992,11 +1043,13 @@ impl<S: Service> Shard<S> {
         if slot.flags & (flag::WRITABLE | flag::FAILED | flag::PEER_DONE) == 0 {
             return false;
         }
-        match sockopt::socket_error(slot.fd.as_ref().expect("live slot")) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) | Err(error) => {
-                self.end(token, Closed::ConnectFailed(io::Error::from(error).kind()));
-                return false;
+        if slot.flags & (flag::FAILED | flag::PEER_DONE) != 0 {
+            match sockopt::socket_error(slot.fd.as_ref().expect("live slot")) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) | Err(error) => {
+                    self.end(token, Closed::ConnectFailed(io::Error::from(error).kind()));
+                    return false;
+                }
             }
         }
         slot.flags &= !(flag::CONNECTING | flag::FAILED);
@@ -1026,10 +1079,7 @@ impl<S: Service> Shard<S> {
                         extra.sent += count;
                         slot.active = tick;
                     }
-                    Err(Errno::AGAIN) => {
-                        slot.flags &= !flag::WRITABLE;
-                        return;
-                    }
+                    Err(Errno::AGAIN) => return self.io.blocked(token),
                     Err(Errno::INTR) => {}
                     Err(_) => return self.end(token, Closed::Reset),
                 }
@@ -1169,7 +1219,7 @@ impl<S: Service> Shard<S> {
                     sink.active = io.tick as u32;
                 }
                 Err(Errno::AGAIN) => {
-                    sink.flags &= !flag::WRITABLE;
+                    io.blocked(target);
                     break;
                 }
                 Err(Errno::INTR) => {}
@@ -1225,7 +1275,8 @@ impl<S: Service> Shard<S> {
         let tick = self.io.tick;
         let Some(slot) = self.io.slot_mut(token) else { return };
         if slot.flags & flag::LISTENER != 0 {
-            return self.io.list(token);
+            slot.flags &= !flag::HELD_OFF;
+            return self.io.reregister(token);
         }
         slot.timer = Timer::NONE;
         if slot.flags & flag::CLOSING != 0 {
@@ -1267,7 +1318,6 @@ impl<S: Service> Shard<S> {
         for index in 0..self.io.slots.len() as u32 {
             let token = Token { index, generation: self.io.slots[index as usize].generation };
             if self.io.slot(token).is_some_and(|slot| slot.flags & flag::LISTENER != 0) {
-                self.io.slots[index as usize].flags |= flag::READABLE;
                 self.accept(token, usize::try_from(socket::somaxconn()).unwrap_or(4096));
                 self.io.remove(token);
             }
