@@ -4,6 +4,7 @@ import { Activity, Boxes, ChevronsUpDown, CircleUser, Keyboard, KeyRound, LockKe
 import { lazy, type ReactNode, Suspense, useCallback, useEffect, useRef, useState } from 'react'
 import { api } from '@/lib/api'
 import { cn } from '@/lib/cn'
+import { useOrgEvents } from '@/lib/live'
 import { meQuery } from '@/lib/queries'
 import { homeOrg } from '@/lib/session'
 import { useShortcuts } from '@/lib/shortcuts'
@@ -38,6 +39,7 @@ export function Shell() {
   const signOut = useSignOut()
   const org = me?.orgs.find((o) => o.slug === params.org) ?? (me ? homeOrg(me) : undefined)
   const slug = org?.slug
+  useOrgEvents(slug)
 
   const go = (to: '/orgs/$org' | '/orgs/$org/deploy' | '/orgs/$org/secrets' | '/orgs/$org/activity' | '/orgs/$org/members' | '/orgs/$org/api-keys') => () => {
     if (slug) void navigate({ to, params: { org: slug } })
@@ -170,7 +172,7 @@ function Nav({ me, org, open, signOut }: { me: Me; org: Org | undefined; open: (
       )}
       <div className="border-t border-line p-3">
         <div className="mb-1 flex h-7 items-center justify-between px-2">
-          <ConnectionBadge />
+          {org ? <ConnectionBadge /> : <span />}
           <Button variant="ghost" size="icon-sm" aria-label="Keyboard shortcuts" title="Keyboard shortcuts (?)" onClick={() => open('shortcuts')} className="-mr-1.5 max-lg:hidden!">
             <Keyboard aria-hidden="true" />
           </Button>

@@ -49,30 +49,31 @@ export function ApiKeysPage({ org }: { org: string }) {
         ) : (
           <ul className="divide-y divide-line">
             {list.data?.map((key) => (
-              <li key={key.id} className="flex flex-wrap items-center gap-x-4 gap-y-1 px-4 py-2.5">
-                <div className="min-w-0 flex-1 basis-40">
-                  <p className="truncate text-sm font-medium">{key.name}</p>
-                  <p className="font-mono text-xs text-muted">{key.prefix}…</p>
+              <li key={key.id} className="flex items-center gap-3 px-4 py-3">
+                <KeyRound className="size-4 shrink-0 text-muted" aria-hidden="true" />
+                <div className="min-w-0 flex-1">
+                  <p className="flex items-center gap-2 text-sm font-medium">
+                    <span className="truncate">{key.name}</span>
+                    {key.expires_at && Date.parse(key.expires_at) < opened && <Badge tone="bad">expired</Badge>}
+                  </p>
+                  <p className="text-xs text-muted">
+                    <code className="font-mono">{key.prefix}…</code>
+                    {' · '}
+                    {key.last_used_at ? (
+                      <>
+                        used <Ago at={key.last_used_at} />
+                      </>
+                    ) : (
+                      'never used'
+                    )}
+                    {key.expires_at && Date.parse(key.expires_at) >= opened && (
+                      <>
+                        {' · expires '}
+                        <Ago at={key.expires_at} />
+                      </>
+                    )}
+                  </p>
                 </div>
-                <p className="text-xs text-muted">
-                  {key.last_used_at ? (
-                    <>
-                      used <Ago at={key.last_used_at} />
-                    </>
-                  ) : (
-                    'never used'
-                  )}
-                  {' · made '}
-                  <Ago at={key.created_at} />
-                </p>
-                {key.expires_at &&
-                  (Date.parse(key.expires_at) < opened ? (
-                    <Badge tone="bad">expired</Badge>
-                  ) : (
-                    <Badge>
-                      expires <Ago at={key.expires_at} />
-                    </Badge>
-                  ))}
                 <Button size="icon-sm" variant="ghost" aria-label={`Delete the key ${key.name}`} onClick={() => setDeleting(key)}>
                   <Trash2 aria-hidden="true" />
                 </Button>

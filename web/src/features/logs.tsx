@@ -165,7 +165,7 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
   return (
     <section aria-label="Logs" className="card flex h-[max(22rem,calc(100dvh-16.5rem))] flex-col overflow-hidden">
       <div className="flex flex-wrap items-center gap-2 border-b border-line px-3 py-2">
-        <div className="relative min-w-0 flex-1 basis-48">
+        <div className="relative min-w-0 flex-1 basis-32">
           <Search className="pointer-events-none absolute top-1/2 left-2.5 size-3.5 -translate-y-1/2 text-muted" aria-hidden="true" />
           <input
             ref={search}

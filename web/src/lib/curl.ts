@@ -5,7 +5,8 @@ import type { CreateWorkload } from './types'
 export function deployCurl(origin: string, org: string, body: CreateWorkload): string {
   return [
     `curl ${origin}/v1/orgs/${org}/workloads \\`,
-    `  -H "Authorization: Bearer $CLAWHQ_API_KEY" -H 'Prefer: wait=30' \\`,
+    `  -H "Authorization: Bearer $CLAWHQ_API_KEY" \\`,
+    `  -H 'Prefer: wait=30' \\`,
     `  --json ${shellQuote(JSON.stringify(body))}`,
   ].join('\n')
 }

@@ -3,7 +3,7 @@ import { useEffect, useSyncExternalStore } from 'react'
 import { streams } from './api'
 import { keys } from './queries'
 import { openEventStream, type StreamStatus } from './sse'
-import type { EventItem } from './types'
+import type { EventItem, Workload } from './types'
 
 // One event stream per org and browser, whatever the number of tabs: HTTP/1.1 allows six connections to an origin, and the
 // seventh tab would hang. A Web Lock elects the tab that holds the stream; the others hear it over a BroadcastChannel.
@@ -32,10 +32,11 @@ export function isLive(): boolean {
   return status.kind === 'live'
 }
 
-/** Keeps the org's queries fresh from its event stream for as long as the component is mounted. */
-export function useOrgEvents(org: string): void {
+/** Keeps the org's queries fresh from its event stream for as long as the component is mounted; without an org it does nothing. */
+export function useOrgEvents(org: string | undefined): void {
   const client = useQueryClient()
   useEffect(() => {
+    if (org === undefined) return
     const stale = new Set<string>()
     let timer: ReturnType<typeof setTimeout> | undefined
     let lastId = ''
@@ -48,7 +49,10 @@ export function useOrgEvents(org: string): void {
       timer = undefined
       void client.invalidateQueries({ queryKey: keys.workloads(org) })
       void client.invalidateQueries({ queryKey: keys.events(org) })
-      for (const id of stale) void client.invalidateQueries({ predicate: (query) => query.queryKey[0] === 'workload' && query.queryKey[1] === org && (id === '*' || query.meta?.id === undefined || query.meta.id === id) })
+      const list = client.getQueryData<Workload[]>(keys.workloads(org)) ?? []
+      // A workload this tab has not seen yet, or an event of the org as a whole: everything of the org is read again.
+      const names = [...stale].map((id) => list.find((w) => w.id === id)?.name)
+      for (const name of names.includes(undefined) ? [undefined] : names) void client.invalidateQueries({ queryKey: name === undefined ? ['workload', org] : keys.workload(org, name) })
       stale.clear()
     }
     const refresh = (id: string) => {
@@ -56,8 +60,10 @@ export function useOrgEvents(org: string): void {
       timer ??= setTimeout(flush, 120)
     }
     const hear = (message: Wire) => {
-      if (message.type === 'event') refresh(message.event.workload_id ?? '*')
-      else if (message.type === 'gap') refresh('*')
+      if (message.type === 'event') {
+        lastId = String(message.event.seq)
+        refresh(message.event.workload_id ?? '*')
+      } else if (message.type === 'gap') refresh('*')
       else if (message.type === 'status') {
         // What happened while the stream was away is unknown: read everything again.
         if (message.status.kind === 'live' && status.kind === 'retrying') refresh('*')
@@ -82,10 +88,7 @@ export function useOrgEvents(org: string): void {
         url: streams.orgEvents(org),
         events: ['event'],
         ...(lastId ? { after: lastId } : {}),
-        onEvent: (_, data, id) => {
-          lastId = id
-          publish({ type: 'event', event: data as EventItem })
-        },
+        onEvent: (_, data) => publish({ type: 'event', event: data as EventItem }),
         onGap: () => publish({ type: 'gap' }),
         onStatus: (next) => publish({ type: 'status', status: next }),
       })

@@ -61,7 +61,8 @@ export function Ago({ at, className }: { at: string; className?: string }) {
   if (Number.isNaN(then)) return null
   return (
     <time dateTime={at} title={`${dateTime(at)} local, ${new Date(then).toISOString()}`} className={className}>
-      {ago(then, Math.max(now, then))}
+      {/* A server's clock a little ahead of ours is no future. */}
+      {ago(then, then - now < 60_000 ? Math.max(now, then) : now)}
     </time>
   )
 }
@@ -130,7 +131,7 @@ export function EmptyState(props: { icon?: ReactNode; title: string; children?: 
     <div className="flex flex-col items-center px-6 py-14 text-center max-sm:px-4">
       {props.icon && <div className="mb-4 flex size-11 items-center justify-center rounded-xl border border-line bg-sunken text-muted [&_svg]:size-5">{props.icon}</div>}
       <h2 className="text-base font-semibold">{props.title}</h2>
-      {props.children && <div className="mt-1.5 w-full max-w-md text-sm text-muted">{props.children}</div>}
+      {props.children && <div className="mt-1.5 w-full max-w-lg text-sm text-muted">{props.children}</div>}
       {props.action && <div className="mt-5 flex flex-wrap justify-center gap-2">{props.action}</div>}
     </div>
   )

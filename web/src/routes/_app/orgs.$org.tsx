@@ -2,7 +2,6 @@ import { useQuery } from '@tanstack/react-query'
 import { createFileRoute, Outlet } from '@tanstack/react-router'
 import { useEffect } from 'react'
 import { RouteMissing } from '@/components/route-states'
-import { useOrgEvents } from '@/lib/live'
 import { meQuery } from '@/lib/queries'
 import { rememberOrg } from '@/lib/session'
 
@@ -20,10 +19,5 @@ function OrgLayout() {
     if (known) rememberOrg(org)
   }, [known, org])
   if (!known) return <RouteMissing />
-  return <Live org={org} />
-}
-
-function Live({ org }: { org: string }) {
-  useOrgEvents(org)
   return <Outlet />
 }
