@@ -67,7 +67,7 @@ function place(w, warm) {
   w.updated_at = now()
 }
 function log(w, line, stream = 'stdout', ts = now()) {
-  const entry = { ts, stream, line, id: (w.logs.at(-1)?.id ?? 0) + 1 }
+  const entry = { ts, stream, line, id: Date.parse(ts) }
   w.logs.push(entry)
   for (const sink of w.sinks) sink(entry)
 }
@@ -103,6 +103,7 @@ if (full) {
     if (state === 'queued') Object.assign(w, { state, queue: { position: 2, estimate_ms: 45_000 } })
     if (state === 'failed') {
       place(w, false)
+      w.instance.ended_at = past(12)
       Object.assign(w, { state, reason: { code: 'out_of_memory', message: 'The process used more than 256 MiB and was ended by the kernel.', hint: 'Use less memory or choose a larger tier.', log_tail: ['INFO  loaded 48210 messages', 'INFO  building index', 'WARN  heap at 231 MiB', 'INFO  building index 62 %', 'Killed'] } })
       emit(org, w, 'instance.failed', 'mail-sorter ran out of memory.', past(12))
     }
@@ -231,6 +232,7 @@ async function api(req, res, url) {
     await new Promise((r) => setTimeout(r, warm ? 7 : 2600))
     if (body.image?.startsWith('localhost:1/')) {
       place(w, false)
+      w.instance.ended_at = now()
       Object.assign(w, { state: 'failed', reason: { code: 'image_missing', message: `The image ${body.image} does not exist or may not be fetched.`, hint: 'Check the image’s name and tag, and that it may be pulled without credentials.', log_tail: [] } })
     } else {
       place(w, warm)
@@ -297,7 +299,7 @@ function logStream(req, res, w, url) {
   res.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' })
   const put = (entry) => res.write(`event: log\nid: ${entry.id}\ndata: ${JSON.stringify({ ts: entry.ts, stream: entry.stream, line: entry.line })}\n\n`)
   const after = Number(url.searchParams.get('after') ?? 0)
-  for (const entry of after ? w.logs.filter((e) => e.id > after) : w.logs.slice(-Number(url.searchParams.get('tail') ?? 100))) put(entry)
+  for (const entry of after ? w.logs.filter((e) => e.id >= after) : w.logs.slice(-Number(url.searchParams.get('tail') ?? 100))) put(entry)
   if (w.state !== 'running') {
     res.write('event: end\ndata: {"reason":"not_running","message":null}\n\n')
     return res.end()

@@ -17,7 +17,7 @@ import { fieldErrors, imageRef } from '@/lib/forms'
 import { nameProblem, suggestName } from '@/lib/names'
 import { ApiError, asApiError } from '@/lib/problem'
 import { keys, meQuery, templatesQuery, tiersQuery, workloadQuery, workloadsQuery } from '@/lib/queries'
-import { isTransient } from '@/lib/states'
+import { isTransient, logSource } from '@/lib/states'
 import { useTitle } from '@/lib/title'
 import type { CreateWorkload, Deployed, Template, Tier } from '@/lib/types'
 import { LogPreview } from './log-preview'
@@ -436,7 +436,7 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
               {result.access.token && <TokenRow token={result.access.token} />}
             </dl>
           )}
-          {(running || failed) && <LogPreview org={org} workload={name} tail={workload?.reason?.log_tail ?? []} />}
+          {(running || failed) && <LogPreview org={org} workload={name} instance={workload ? logSource(workload) : null} tail={workload?.reason?.log_tail ?? []} />}
         </Card>
       )}
 

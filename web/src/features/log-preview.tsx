@@ -2,23 +2,32 @@ import { type ReactNode, useEffect, useState } from 'react'
 import { Spinner } from '@/components/ui/button'
 import { streams } from '@/lib/api'
 import { stripAnsi } from '@/lib/ansi'
+import { LogResume } from '@/lib/log-resume'
 import { openEventStream } from '@/lib/sse'
 import type { LogLine } from '@/lib/types'
 
 /** The last few lines, live: proof that it runs, or its last words. */
-export function LogPreview({ org, workload, tail = [], lines: keep = 8, aside }: { org: string; workload: string; tail?: readonly string[]; lines?: number; aside?: ReactNode }) {
+export function LogPreview({ org, workload, instance, tail = [], lines: keep = 8, aside }: { org: string; workload: string; instance: string | null; tail?: readonly string[]; lines?: number; aside?: ReactNode }) {
   const [lines, setLines] = useState<readonly string[]>([])
   const [status, setStatus] = useState('connecting')
   useEffect(() => {
+    if (instance === null) return
+    const resume = new LogResume()
     const stream = openEventStream({
       url: streams.logs(org, workload),
       query: { follow: 'true', tail: String(keep) },
       events: ['log'],
-      onEvent: (_, data) => setLines((before) => [...before, stripAnsi((data as LogLine).line)].slice(-keep)),
-      onStatus: (next) => setStatus(next.kind),
+      onEvent: (_, data, id) => {
+        if (!resume.accept(id)) return
+        setLines((before) => [...before, stripAnsi((data as LogLine).line)].slice(-keep))
+      },
+      onStatus: (next) => {
+        if (next.kind === 'live') resume.reconnected()
+        setStatus(next.kind)
+      },
     })
     return () => stream.close()
-  }, [org, workload, keep])
+  }, [org, workload, instance, keep])
   const shown = lines.length > 0 ? lines : tail.slice(-keep)
   return (
     <div className="relative border-t border-line bg-term px-4 py-3 font-mono text-xs leading-5 text-[oklch(0.9_0.004_60)]" role="region" aria-label="Latest log lines" data-testid="log-preview">
@@ -31,7 +40,7 @@ export function LogPreview({ org, workload, tail = [], lines: keep = 8, aside }:
         ))}
         {shown.length === 0 && (
           <p className="flex items-center gap-2 text-[oklch(0.72_0.006_60)]">
-            {status === 'ended' ? 'It has written nothing.' : (<><Spinner /> Waiting for its first log line…</>)}
+            {instance === null || status === 'ended' ? 'It has written nothing.' : (<><Spinner /> Waiting for its first log line…</>)}
           </p>
         )}
       </div>

@@ -4,15 +4,16 @@ import { ArrowDown, Clock, Download, Pause, Play, ScrollText, Search, WrapText }
 import { memo, type ReactNode, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState, useSyncExternalStore } from 'react'
 import { Button } from '@/components/ui/button'
 import { CopyButton, Dot } from '@/components/ui/misc'
-import { parseAnsi, type Span } from '@/lib/ansi'
+import { parseAnsi, type Span, stripAnsi } from '@/lib/ansi'
 import { streams } from '@/lib/api'
 import { cn } from '@/lib/cn'
 import { logsCurl } from '@/lib/curl'
 import { LogRing, type RingLine } from '@/lib/log-ring'
+import { LogResume } from '@/lib/log-resume'
 import { workloadQuery } from '@/lib/queries'
 import { useShortcuts } from '@/lib/shortcuts'
 import { openEventStream, type StreamStatus } from '@/lib/sse'
-import { hasProcess } from '@/lib/states'
+import { logSource } from '@/lib/states'
 import { readPref, writePref } from '@/lib/storage'
 import { useTitle } from '@/lib/title'
 import type { LogLine } from '@/lib/types'
@@ -23,16 +24,18 @@ const TAIL = 1000
 type Times = 'local' | 'utc' | 'off'
 
 /**
- * Streams a workload's output into a ring, one push per frame. The stream is closed while the tab is hidden and resumed where
- * it was: a browser has six connections to an origin, and a hidden page has no use for one.
+ * Streams an instance's output into a ring, one push per frame. The stream is closed while the tab is hidden and resumed where
+ * it was: a browser has six connections to an origin, and a hidden page has no use for one. Lines of earlier instances stay.
  */
-function useLogStream(org: string, name: string, running: boolean): { ring: LogRing; status: StreamStatus } {
+function useLogStream(org: string, name: string, instance: string | null | undefined): { ring: LogRing; status: StreamStatus } {
   const [ring] = useState(() => new LogRing())
   const [status, setStatus] = useState<StreamStatus>({ kind: 'connecting' })
+  const shown = useRef<string | null>(null)
   useEffect(() => {
+    if (!instance) return
     let queue: LogLine[] = []
     let frame = 0
-    let lastId = ''
+    const resume = new LogResume()
     let stream: { close: () => void } | undefined
     const flush = () => {
       frame = 0
@@ -40,20 +43,23 @@ function useLogStream(org: string, name: string, running: boolean): { ring: LogR
       queue = []
       ring.push(batch)
     }
+    const note = (line: string) => queue.push({ ts: new Date().toISOString(), stream: 'platform', line })
     const open = () => {
       stream = openEventStream({
         url: streams.logs(org, name),
-        // With a resume point the tail would come twice.
-        query: lastId ? { follow: 'true' } : { follow: 'true', tail: String(TAIL) },
-        ...(lastId ? { after: lastId } : {}),
+        query: { follow: 'true', tail: String(TAIL) },
+        ...(resume.after ? { after: resume.after } : {}),
         events: ['log'],
         onEvent: (_, data, id) => {
-          if (id) lastId = id
+          if (!resume.accept(id)) return
           queue.push(data as LogLine)
           if (frame === 0) frame = requestAnimationFrame(flush)
         },
-        onGap: () => queue.push({ ts: new Date().toISOString(), stream: 'platform', line: 'Some lines are missing here: they were written faster than they could be kept.' }),
-        onStatus: setStatus,
+        onGap: () => note('Some lines are missing here: they were written faster than they could be kept.'),
+        onStatus: (next) => {
+          if (next.kind === 'live') resume.reconnected()
+          setStatus(next)
+        },
       })
     }
     const visibility = () => {
@@ -62,7 +68,10 @@ function useLogStream(org: string, name: string, running: boolean): { ring: LogR
         stream = undefined
       } else if (!stream) open()
     }
-    ring.clear()
+    // A remount of the same instance reads its tail anew; another instance goes on below.
+    if (shown.current === instance) ring.clear()
+    else if (shown.current !== null) note('A new container took over.')
+    shown.current = instance
     if (!document.hidden) open()
     document.addEventListener('visibilitychange', visibility)
     return () => {
@@ -70,15 +79,14 @@ function useLogStream(org: string, name: string, running: boolean): { ring: LogR
       cancelAnimationFrame(frame)
       stream?.close()
     }
-    // A workload that starts to run again has a new stream.
-  }, [org, name, ring, running])
-  return { ring, status }
+  }, [org, name, ring, instance])
+  return { ring, status: instance === null ? { kind: 'ended', reason: 'not_running' } : status }
 }
 
 export function LogsTab({ org, name }: { org: string; name: string }) {
   useTitle('Logs', name)
   const { data: workload } = useQuery(workloadQuery(org, name))
-  const { ring, status } = useLogStream(org, name, workload ? hasProcess(workload) : false)
+  const { ring, status } = useLogStream(org, name, workload && logSource(workload))
   const { lines, total, received, evicted } = useSyncExternalStore(ring.subscribe, ring.getSnapshot)
 
   const [query, setQuery] = useState('')
@@ -158,6 +166,7 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
     link.click()
     setTimeout(() => URL.revokeObjectURL(url), 10_000)
   }
+  const tail = workload && logSource(workload) === null ? (workload.reason?.log_tail ?? []) : []
   const fresh = Math.max(0, received - seen)
   const items = virtual.getVirtualItems()
   const nextTimes: Times = times === 'local' ? 'utc' : times === 'utc' ? 'off' : 'local'
@@ -270,10 +279,20 @@ export function LogsTab({ org, name }: { org: string; name: string }) {
             </div>
           </div>
         </div>
-        {lines.length === 0 && (
+        {lines.length === 0 && tail.length > 0 && query === '' && (
+          <div className="absolute inset-0 overflow-auto px-3.5 py-2 font-mono text-xs leading-5 text-[oklch(0.92_0.004_60)]">
+            <p className="mb-1 font-sans text-[oklch(0.74_0.006_60)]">It does not run. Its last words:</p>
+            {tail.map((line, index) => (
+              <p key={index} className="break-words whitespace-pre-wrap">
+                {stripAnsi(line)}
+              </p>
+            ))}
+          </div>
+        )}
+        {lines.length === 0 && tail.length === 0 && (
           <div className="pointer-events-none absolute inset-0 flex flex-col items-center justify-center gap-2 text-center text-sm text-[oklch(0.74_0.006_60)]">
             <ScrollText className="size-5" aria-hidden="true" />
-            {query !== '' || onlyErr ? 'No line matches.' : status.kind === 'connecting' ? 'Opening the log…' : workload && !hasProcess(workload) ? 'It does not run, and nothing of its log is kept here.' : 'It has written nothing yet. Lines appear here as they come.'}
+            {query !== '' || onlyErr ? 'No line matches.' : status.kind === 'connecting' ? 'Opening the log…' : workload && logSource(workload) === null ? 'It does not run, and its log went with its container.' : 'It has written nothing yet. Lines appear here as they come.'}
           </div>
         )}
         {!follow && (

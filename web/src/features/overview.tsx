@@ -9,7 +9,7 @@ import { stripAnsi } from '@/lib/ansi'
 import { cn } from '@/lib/cn'
 import { duration, mib, plural, roughly, shortDigest } from '@/lib/format'
 import { tiersQuery, workloadEventsQuery, workloadQuery } from '@/lib/queries'
-import { hasProcess, stateLook, type Tone } from '@/lib/states'
+import { hasProcess, logSource, stateLook, type Tone } from '@/lib/states'
 import { useTitle } from '@/lib/title'
 import type { Workload } from '@/lib/types'
 import { EventRow } from './event-row'
@@ -138,6 +138,7 @@ function StateCard({ org, workload: w }: { org: string; workload: Workload }) {
         <LogPreview
           org={org}
           workload={w.name}
+          instance={logSource(w)}
           lines={6}
           aside={
             <Link to="/orgs/$org/workloads/$workload/logs" params={{ org, workload: w.name }} className="rounded text-2xs text-[oklch(0.78_0.006_60)] hover:text-white">

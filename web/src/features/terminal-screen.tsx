@@ -145,7 +145,7 @@ export default function TerminalScreen({ org, name }: { org: string; name: strin
           {status.kind === 'connecting' ? <Spinner /> : <Dot tone={status.kind === 'open' ? 'ok' : status.kind === 'lost' ? 'bad' : 'idle'} />}
           {status.kind === 'connecting' && 'Opening a shell…'}
           {status.kind === 'open' && 'Connected'}
-          {status.kind === 'exited' && `The shell ended${status.code === null ? '' : ` with exit code ${status.code}`}${status.reason ? `: ${status.reason}` : ''}`}
+          {status.kind === 'exited' && (status.code === null ? (status.reason ?? 'The shell ended') : `The shell ended with exit code ${status.code}${status.reason ? `: ${status.reason}` : ''}`)}
           {status.kind === 'lost' && status.why}
         </span>
         <span className="flex items-center gap-1 max-sm:hidden">

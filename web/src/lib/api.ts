@@ -127,7 +127,7 @@ export const api = {
     call<Workload>('PATCH', workload(org, wl), { body: { config }, deadline: 45_000 }),
   releases: (org: string, wl: string, signal?: AbortSignal) => all<Release>(`${workload(org, wl)}/releases`, {}, signal, 200),
   workloadEvents: (org: string, wl: string, signal?: AbortSignal) => all<EventItem>(`${workload(org, wl)}/events`, {}, signal, 200),
-  terminalTicket: (org: string, wl: string) => call<{ ticket: string }>('POST', `${workload(org, wl)}/terminal-tickets`, { body: {} }),
+  terminalTicket: (org: string, wl: string) => call<{ ticket: string }>('POST', `${workload(org, wl)}/terminal-tickets`),
 
   events: (org: string, cursor?: string, signal?: AbortSignal) =>
     call<Page<EventItem>>('GET', `/orgs/${seg(org)}/events`, { query: { limit: 50, cursor }, signal }),

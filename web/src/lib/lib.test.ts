@@ -36,8 +36,8 @@ describe('format', () => {
 
 describe('problems', () => {
   it('reads an RFC 9457 document', () => {
-    const p = problemFrom(422, { title: 'No', detail: 'why', code: 'config_invalid', request_id: 'req_1', retry_after_ms: 50, errors: [{ pointer: '/config/env/A', detail: 'bad' }, { nonsense: 1 }] }, new Headers())
-    expect(p).toMatchObject({ status: 422, code: 'config_invalid', title: 'No', message: 'why', requestId: 'req_1', retryAfterMs: 50 })
+    const p = problemFrom(422, { title: 'No', detail: 'why', hint: 'do this', code: 'config_invalid', request_id: 'req_1', retry_after_ms: 50, errors: [{ pointer: '/config/env/A', detail: 'bad' }, { nonsense: 1 }] }, new Headers())
+    expect(p).toMatchObject({ status: 422, code: 'config_invalid', title: 'No', message: 'why', hint: 'do this', requestId: 'req_1', retryAfterMs: 50 })
     expect(p.errors).toHaveLength(1)
     expect(p.field('/config/env')).toBe('bad')
     expect(p.field('/config/envelope')).toBeUndefined()
@@ -140,7 +140,9 @@ describe('config drafts', () => {
 
 describe('terminal wire', () => {
   it('reads exits and nothing else', () => {
-    expect(readExit('{"type":"exit","code":3,"reason":"x"}')).toEqual({ code: 3, reason: 'x' })
+    expect(readExit('{"type":"exit","code":3,"reason":"exited","message":null}')).toEqual({ code: 3, reason: null })
+    expect(readExit('{"type":"exit","code":null,"reason":"not_running","message":"It does not run."}')).toEqual({ code: null, reason: 'It does not run.' })
+    expect(readExit('{"type":"exit","code":null,"reason":"shutdown"}')).toEqual({ code: null, reason: 'shutdown' })
     expect(readExit('{"type":"exit"}')).toEqual({ code: null, reason: null })
     for (const text of ['{"type":"ping"}', '[]', 'null', 'nonsense']) expect(readExit(text)).toBeUndefined()
   })

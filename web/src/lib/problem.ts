@@ -9,6 +9,8 @@ export class ApiError extends Error {
   readonly status: number
   readonly code: string
   readonly title: string
+  /** What to do about it. */
+  readonly hint: string | undefined
   readonly requestId: string | undefined
   readonly errors: FieldProblem[]
   readonly retryAfterMs: number | undefined
@@ -18,6 +20,7 @@ export class ApiError extends Error {
     code: string
     title: string
     detail?: string | undefined
+    hint?: string | undefined
     requestId?: string | undefined
     errors?: FieldProblem[] | undefined
     retryAfterMs?: number | undefined
@@ -27,6 +30,7 @@ export class ApiError extends Error {
     this.status = init.status
     this.code = init.code
     this.title = init.title
+    this.hint = init.hint
     this.requestId = init.requestId
     this.errors = init.errors ?? []
     this.retryAfterMs = init.retryAfterMs
@@ -58,6 +62,7 @@ export function problemFrom(status: number, body: unknown, headers: Headers): Ap
     code: text(doc.code) ?? `http_${status}`,
     title: text(doc.title) ?? `The server answered ${status}`,
     detail: text(doc.detail),
+    hint: text(doc.hint),
     requestId: text(doc.request_id) ?? headers.get('x-request-id') ?? undefined,
     errors,
     retryAfterMs:

@@ -63,6 +63,14 @@ describe('openEventStream', () => {
     expect(FakeSource.all).toHaveLength(1)
     expect(last().closed).toBe(true)
   })
+  it('comes back after an end that passes, such as the server’s own restart', () => {
+    const { kinds } = open()
+    last().say('end', { reason: 'shutdown' })
+    last().dispatchEvent(new Event('error'))
+    expect(kinds().at(-1)).toBe('retrying')
+    vi.advanceTimersByTime(700)
+    expect(FakeSource.all).toHaveLength(2)
+  })
   it('tells of a gap, and reconnects at once when the network is back', () => {
     const { gap } = open()
     last().say('gap', { after: 7 })

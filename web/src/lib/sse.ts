@@ -18,6 +18,8 @@ export interface EventStreamOptions {
   after?: string
 }
 
+/** Ends that say nothing about what is streamed: the same stream can be had again in a moment. */
+const PASSING = new Set(['shutdown', 'overflow', 'node_unreachable', 'runtime_failed'])
 const BACKOFF_MS = [500, 1000, 2000, 4000, 8000, 15_000]
 
 /**
@@ -44,15 +46,16 @@ export function openEventStream(options: EventStreamOptions): { close: () => voi
       attempt = 0
       options.onStatus({ kind: 'live' })
     })
-    current.addEventListener('error', () => {
+    const again = () => {
       current.close()
-      if (closed || source !== current) return
+      if (closed || source !== current || timer !== undefined) return
       const base = BACKOFF_MS[Math.min(attempt, BACKOFF_MS.length - 1)] ?? 15_000
       const wait = base * (0.75 + Math.random() * 0.5)
       attempt++
       options.onStatus({ kind: 'retrying', at: Date.now() + wait })
       timer = setTimeout(connect, wait)
-    })
+    }
+    current.addEventListener('error', again)
     const hear = (name: string, handler: (data: unknown, id: string) => void) =>
       current.addEventListener(name, (event) => {
         const message = event as MessageEvent<string>
@@ -68,8 +71,12 @@ export function openEventStream(options: EventStreamOptions): { close: () => voi
     for (const name of options.events) hear(name, (data, id) => options.onEvent(name, data, id))
     hear('gap', () => options.onGap?.())
     hear('end', (data) => {
-      close()
       const reason = (data as { reason?: unknown } | null)?.reason
+      if (typeof reason === 'string' && PASSING.has(reason)) {
+        again()
+        return
+      }
+      close()
       options.onStatus({ kind: 'ended', reason: typeof reason === 'string' ? reason : 'end' })
     })
   }

@@ -63,6 +63,10 @@ export function canStop(w: Pick<Workload, 'state' | 'desired'>): boolean {
 export function canRestart(w: Pick<Workload, 'state' | 'desired'>): boolean {
   return canStop(w) && w.state !== 'queued' && w.state !== 'stopping'
 }
+/** The instance whose output can be read now; its log goes with its container. */
+export function logSource(w: Pick<Workload, 'instance'>): string | null {
+  return w.instance && w.instance.ended_at === null ? w.instance.id : null
+}
 /** Whether there is a process to talk to. */
 export function hasProcess(w: Pick<Workload, 'state'>): boolean {
   return w.state === 'running' || w.state === 'restarting'

@@ -23,10 +23,10 @@ export function readExit(text: string): Exit | undefined {
     return undefined
   }
   if (typeof frame !== 'object' || frame === null) return undefined
-  const { type, code, exit_code, reason } = frame as Record<string, unknown>
+  const { type, code, reason, message } = frame as Record<string, unknown>
   if (type !== 'exit') return undefined
-  const value = typeof code === 'number' ? code : typeof exit_code === 'number' ? exit_code : null
-  return { code: value, reason: typeof reason === 'string' ? reason : null }
+  const why = typeof message === 'string' ? message : typeof reason === 'string' && reason !== 'exited' ? reason : null
+  return { code: typeof code === 'number' ? code : null, reason: why }
 }
 
 /** Counts what was shown and says when to acknowledge how many bytes. */

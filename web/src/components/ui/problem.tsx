@@ -28,6 +28,7 @@ export function ProblemNote({ error, title }: { error: unknown; title?: string }
       <div className="min-w-0 flex-1">
         <p className="text-sm font-medium text-bad-ink">{title ?? problem.title}</p>
         {problem.message !== (title ?? problem.title) && <p className="mt-0.5 text-sm break-words text-ink-2">{problem.message}</p>}
+        {problem.hint && <p className="mt-0.5 text-sm text-ink-2">{problem.hint}</p>}
         {problem.errors.length > 0 && (
           <ul className="mt-1.5 space-y-0.5 text-sm text-ink-2">
             {problem.errors.map((e) => (
@@ -57,6 +58,7 @@ export function ErrorState({ error, onRetry, action }: { error: unknown; onRetry
       <p className="mt-1.5 max-w-md text-sm text-muted">
         {missing ? 'It does not exist, or you are not a member of its org.' : problem.message}
       </p>
+      {problem.hint && !missing && <p className="mt-1 max-w-md text-sm text-muted">{problem.hint}</p>}
       <Facts code={problem.code} requestId={problem.requestId} />
       <div className="mt-5 flex flex-wrap justify-center gap-2">
         {onRetry && !missing && <Button onClick={onRetry}>Try again</Button>}

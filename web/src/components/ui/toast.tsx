@@ -41,7 +41,7 @@ export const toast = {
   error: (title: string, error: unknown) => {
     const problem = asApiError(error)
     const id = problem.requestId ? ` · ${problem.requestId}` : ''
-    show({ tone: 'bad', title, detail: `${problem.message} (${problem.code}${id})` }, 12_000)
+    show({ tone: 'bad', title, detail: `${problem.message}${problem.hint ? ` ${problem.hint}` : ''} (${problem.code}${id})` }, 12_000)
   },
 }
 
