@@ -11,6 +11,11 @@ use crate::row::json;
 use crate::tx::{in_transaction, reading, sql};
 use crate::{Store, System, codec};
 
+/// Reads a template as `templates/*.json` and its row write it; `None` when it is of another form.
+pub fn template_from_json(value: serde_json::Value) -> Option<Template> {
+    codec::read_template(value)
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogueEntry {
     pub template: Template,

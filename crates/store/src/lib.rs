@@ -43,7 +43,7 @@ pub use accounts::{
     Accounts, Authenticated, Credential, Entry, NewAccount, NewSession, OrgRef, Principal, Session, SignedIn,
     TokenHash, User, UserRows,
 };
-pub use catalogue::{CatalogueEntry, NewCatalogueEntry};
+pub use catalogue::{CatalogueEntry, NewCatalogueEntry, template_from_json};
 pub use change::{Actor, Change, IdempotencyKey, NewAudit, NewEvent, Wakeup, WorkloadWakeup};
 pub use serde_json::Value as Json;
 
