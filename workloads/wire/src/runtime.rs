@@ -121,7 +121,11 @@ impl<C: Send + 'static> Handle<C> {
 
     /// Sends one command to every shard; `false` if any of them did not take it.
     pub fn broadcast(&self, mut command: impl FnMut() -> C) -> bool {
-        self.remotes.iter().map(|remote| remote.send(command()).is_ok()).fold(true, |all, one| all && one)
+        let mut all = true;
+        for remote in &self.remotes {
+            all &= remote.send(command()).is_ok();
+        }
+        all
     }
 
     /// Accept no more; each shard stops when its last connection ends, or after `within`.
