@@ -193,12 +193,21 @@ impl Config {
         Self::parse(&text, &file)
     }
 
+    /// The environment variable that gives the API's token in clear, for platforms that mint one.
+    pub const API_TOKEN: &str = "PROXY_HUB_API_TOKEN";
+
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
         let error = |line, what| ConfigError { file: file.to_owned(), line, what };
-        let config: Config = toml::from_str(text).map_err(|e| {
+        let mut config: Config = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(0, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             error(line, e.message().to_owned())
         })?;
+        if config.api.token_sha256.is_none()
+            && let Ok(token) = std::env::var(Self::API_TOKEN)
+            && !token.is_empty()
+        {
+            config.api.token_sha256 = Some(crate::account::hash_key(&token).iter().map(|b| format!("{b:02x}")).collect());
+        }
         config.check().map_err(|(section, key, what)| error(line_of(text, section, key), what))?;
         Ok(config)
     }
@@ -251,7 +260,7 @@ impl Config {
             return fail(
                 "api",
                 "listen",
-                "the API would be open to the network: set token_sha256, or listen on 127.0.0.1".into(),
+                "the API would be open to the network: set token_sha256 (or PROXY_HUB_API_TOKEN), or listen on 127.0.0.1".into(),
             );
         }
         for path in &self.geo.databases {
@@ -349,7 +358,7 @@ mod tests {
         let text = "[api]\n# open\nlisten = \"0.0.0.0:8080\"\n";
         assert_eq!(
             error(text),
-            "hub.toml:3: the API would be open to the network: set token_sha256, or listen on 127.0.0.1"
+            "hub.toml:3: the API would be open to the network: set token_sha256 (or PROXY_HUB_API_TOKEN), or listen on 127.0.0.1"
         );
         assert!(error("[peers]\nheartbeat_seconds = 60\n").starts_with("hub.toml:2: heartbeat_seconds = 60: must be 1 to 14"));
         assert!(error("[policy]\nallow = [\"10.0.0.0/40\"]\n").contains("hub.toml:2: allow: '10.0.0.0/40': the prefix length"));

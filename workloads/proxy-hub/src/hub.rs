@@ -1176,6 +1176,8 @@ impl Hub {
         c.peer_id = Some(choice.peer);
         c.compact = peer.compact;
         c.stage = Stage::Opening;
+        c.eof_sent = false;
+        c.peer_eof = false;
         c.window = u64::from(link::WINDOW);
         c.owed = 0;
         c.salt = self.rng.random();
@@ -1245,6 +1247,9 @@ impl Hub {
         let Some(id) = c.peer_id else { return };
         self.shared.registry.opened(id, how == Opened::Ok || how.is_final());
         if how != Opened::Ok {
+            // Nothing was opened, so nothing has to be closed.
+            c.eof_sent = true;
+            c.peer_eof = true;
             if how.is_final() {
                 return self.refuse(io, slot, Refusal::opened(how));
             }

@@ -39,6 +39,11 @@ enum Command {
     Peer(PeerArgs),
     /// Run a hub, simulated peers and customers here, and report.
     Load(LoadArgs),
+    /// Ask a running hub whether it takes connections; for health checks in images without a shell.
+    Health {
+        #[arg(long, default_value = "127.0.0.1:8080")]
+        api: SocketAddr,
+    },
     /// Print the API's OpenAPI document.
     Openapi,
     /// Print the hash under which a key is configured. The key is read from standard input.
@@ -104,6 +109,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Peer(args) => runtime.block_on(run_peer(args)),
         Command::Load(args) => runtime.block_on(run_load(args)),
+        Command::Health { api } => health(api),
         Command::Openapi => {
             println!("{}", api::openapi().to_pretty_json()?);
             Ok(())
@@ -114,6 +120,18 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+fn health(api: SocketAddr) -> anyhow::Result<()> {
+    use std::io::{Read as _, Write as _};
+    let patience = Duration::from_secs(3);
+    let mut stream = std::net::TcpStream::connect_timeout(&api, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(4096).read_to_string(&mut answer)?;
+    anyhow::ensure!(answer.starts_with("HTTP/1.1 200 "), "{}", answer.lines().last().unwrap_or("no answer"));
+    Ok(())
 }
 
 async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {

@@ -150,7 +150,11 @@ impl Server {
             joined.context("joining the shards")??;
         }
         let _ = self.stop.send(true);
-        for task in self.tasks.drain(..).skip(1) {
+        // The resolver waits for ever; all others end by themselves. Only then are the files free for a successor.
+        for (number, task) in self.tasks.drain(..).enumerate() {
+            if number == 0 {
+                task.abort();
+            }
             let _ = tokio::time::timeout(Duration::from_secs(5), task).await;
         }
         fold(&self.shared, &self.ledger, &self.tally).await?;

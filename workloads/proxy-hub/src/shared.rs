@@ -47,6 +47,16 @@ pub struct OtherHub {
     pub relay: SocketAddr,
 }
 
+/// How many registrations may be let in.
+struct Admission {
+    /// Now.
+    room: f64,
+    /// Peers that were sent away and are still to come back, as far as the rate tells.
+    away: f64,
+    /// When both were computed.
+    at: Instant,
+}
+
 pub struct Shared {
     pub config: Config,
     pub policy: RwLock<Arc<Policy>>,
@@ -64,8 +74,7 @@ pub struct Shared {
     pub peer_bytes: Mutex<HashMap<String, u64>>,
     pub min_version: [u32; 3],
     pub tokens: Vec<[u8; 32]>,
-    /// Registrations that may be let in now, times 1000, and when that was computed (ms).
-    admission: Mutex<(f64, Instant)>,
+    admission: Mutex<Admission>,
     /// Other hubs by country, renewed from the directory.
     pub others: RwLock<HashMap<String, Vec<OtherHub>>>,
     pub relay_counter: AtomicU64,
@@ -90,7 +99,11 @@ impl Shared {
             peer_bytes: Mutex::default(),
             min_version: crate::config::version(&config.peers.min_version).unwrap_or_default(),
             tokens,
-            admission: Mutex::new((f64::from(config.peers.registrations_per_second), Instant::now())),
+            admission: Mutex::new(Admission {
+                room: f64::from(config.peers.registrations_per_second),
+                away: 0.0,
+                at: Instant::now(),
+            }),
             others: RwLock::default(),
             relay_counter: AtomicU64::new(0),
             config,
@@ -112,16 +125,19 @@ impl Shared {
         let rate = f64::from(self.config.peers.registrations_per_second);
         let mut state = self.admission.lock();
         let now = Instant::now();
-        state.0 = (state.0 + now.duration_since(state.1).as_secs_f64() * rate).min(rate);
-        state.1 = now;
-        if state.0 >= 1.0 {
-            state.0 -= 1.0;
+        let refill = now.duration_since(state.at).as_secs_f64() * rate;
+        state.at = now;
+        state.room = (state.room + refill).min(rate);
+        state.away = (state.away - refill).max(0.0);
+        if state.room >= 1.0 {
+            state.room -= 1.0;
             return Ok(());
         }
-        // Everybody sent away widens the time over which the rest is spread, up to a minute's worth.
-        state.0 = (state.0 - 1.0).max(-60.0 * rate);
-        let spread = (-state.0 / rate).max(1.0);
-        Err(std::time::Duration::from_secs_f64(0.5 + spread * random * 1.5))
+        // Everybody sent away widens the time over which the rest is spread, so that they come back at the rate that is
+        // let in; up to ten minutes.
+        state.away = (state.away + 1.0).min(600.0 * rate);
+        let spread = 1.0 + state.away / rate;
+        Err(std::time::Duration::from_secs_f64(0.25 + spread * random))
     }
 
     /// Another hub that may have a peer for the country (any country if `None`).
