@@ -40,8 +40,7 @@ pub struct User {
 /// Who is asking, and what they may reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Me {
-    /// Null for an API key: it acts for its org and for no person.
-    pub user: Option<User>,
+    pub user: User,
     pub orgs: Vec<OrgMembership>,
 }
 
@@ -51,7 +50,7 @@ pub struct Session {
     #[schema(example = "ses_01k2m3n4p5q6r7s8t9v0w1x2y3")]
     pub id: String,
     pub created_at: DateTime<Utc>,
-    pub last_seen_at: Option<DateTime<Utc>>,
+    pub last_seen_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,
     pub user_agent: Option<String>,
     #[schema(example = "203.0.113.7")]

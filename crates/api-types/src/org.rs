@@ -47,7 +47,7 @@ pub struct Org {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOrg {
-    #[schema(min_length = 1, max_length = 64, example = "Research")]
+    #[schema(min_length = 1, max_length = 100, example = "Research")]
     pub name: String,
     /// 1 to 20 characters of a-z and 0-9, starting with a letter; made from the name when absent. It cannot be changed later.
     #[schema(min_length = 1, max_length = 20, pattern = "^[a-z][a-z0-9]{0,19}$", example = "research")]
@@ -57,7 +57,7 @@ pub struct CreateOrg {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateOrg {
-    #[schema(min_length = 1, max_length = 64, example = "Research")]
+    #[schema(min_length = 1, max_length = 100, example = "Research")]
     pub name: String,
 }
 
@@ -98,7 +98,7 @@ pub struct ApiKey {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
-    #[schema(min_length = 1, max_length = 64, example = "deploy from CI")]
+    #[schema(min_length = 1, max_length = 100, example = "deploy from CI")]
     pub name: String,
     /// When it stops working; never, when absent.
     pub expires_at: Option<DateTime<Utc>>,
@@ -116,8 +116,7 @@ pub struct CreatedApiKey {
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
     pub last_used_at: Option<DateTime<Utc>>,
-    /// Send it as `Authorization: Bearer …`. It is not shown again. Null when the request was repeated with its
-    /// Idempotency-Key: the first answer had it.
+    /// Send it as `Authorization: Bearer …`. It is not shown again.
     #[schema(example = "chq_4f9a2c…")]
-    pub key: Option<String>,
+    pub key: String,
 }

@@ -109,6 +109,8 @@ codes! {
         "The caller's role in this org does not allow this. An owner can do it, or can change the role.";
     CrossOrigin = "cross_origin", 403, "Request of another site",
         "A change authenticated by cookie must come from the console's own origin. Programs use an API key instead.";
+    SignUpClosed = "sign_up_closed", 403, "Sign-up is closed",
+        "New accounts are made by the operator of this installation.";
     NotFound = "not_found", 404, "Not found",
         "There is no such thing, or it belongs to an org the caller is no member of; the two look the same.";
     RouteNotFound = "route_not_found", 404, "No such operation",
@@ -147,10 +149,20 @@ codes! {
         "A field is unknown, missing, of the wrong type or out of bounds. errors points at each.";
     ConfigInvalid = "config_invalid", 422, "The config is not usable",
         "A value of the workload's config is out of bounds or contradicts another. detail and hint say which.";
+    NameInvalid = "name_invalid", 422, "The name is not usable",
+        "A name breaks its rules. errors points at it and says which.";
+    PasswordWeak = "password_weak", 422, "The password is too easy to guess",
+        "Choose a longer one; any characters are fine.";
+    SecretInvalid = "secret_invalid", 422, "The secret's value is not usable",
+        "A secret is 1 byte to 64 KiB of text without zero bytes.";
+    UserUnknown = "user_unknown", 422, "Nobody has this e-mail address",
+        "Members are added by the address they signed up with.";
     TemplateUnknown = "template_unknown", 422, "No such template",
         "GET /v1/templates lists what can be deployed.";
     TemplateUnavailable = "template_unavailable", 422, "The template cannot be deployed here",
         "The template is listed, but this installation lacks something it needs. The detail says what.";
+    ImageInvalid = "image_invalid", 422, "The image reference is not usable",
+        "Give an OCI reference: [host/]path[:tag][@sha256:digest], at most 255 characters.";
     SecretUnknown = "secret_unknown", 422, "No such secret",
         "The config names a secret the org does not have. Set it first.";
     TierUnknown = "tier_unknown", 422, "No such tier",

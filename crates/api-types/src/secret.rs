@@ -14,8 +14,6 @@ pub struct SetSecret {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Secret {
-    #[schema(example = "sec_01k2m3n4p5q6r7s8t9v0w1x2y3")]
-    pub id: String,
     #[schema(example = "OPENAI_API_KEY")]
     pub name: String,
     /// The newest version; a release keeps the version it was made with.
@@ -30,6 +28,6 @@ pub struct SecretVersion {
     #[schema(example = 2)]
     pub version: u32,
     pub created_at: DateTime<Utc>,
-    /// The person or key that set it.
+    /// The person that set it.
     pub created_by: Option<String>,
 }

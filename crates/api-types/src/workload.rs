@@ -128,7 +128,8 @@ pub struct UpdateWorkload {
     /// Image workloads only.
     #[schema(max_length = 255)]
     pub image: Option<String>,
-    pub warm: Option<Warm>,
+    #[schema(max_length = 32, example = "pro")]
+    pub tier: Option<String>,
 }
 
 /// What a person sees of a workload.
@@ -138,6 +139,8 @@ pub enum State {
     Queued,
     Starting,
     Running,
+    /// A newer release is on its way while the older one serves.
+    Updating,
     Restarting,
     Stopping,
     Stopped,
@@ -148,10 +151,11 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Queued,
         Self::Starting,
         Self::Running,
+        Self::Updating,
         Self::Restarting,
         Self::Stopping,
         Self::Stopped,
@@ -166,6 +170,7 @@ impl State {
             Self::Queued => "queued",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Updating => "updating",
             Self::Restarting => "restarting",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
@@ -268,7 +273,7 @@ pub struct Release {
     pub image: Image,
     pub config: Config,
     pub created_at: DateTime<Utc>,
-    /// The person or key that made it.
+    /// The person that made it; null for a program.
     pub created_by: Option<String>,
     /// What changed against the release before; secrets as names and versions only.
     pub diff: Vec<Change>,
@@ -338,8 +343,6 @@ pub struct Workload {
     pub queue: Option<Queue>,
     /// Changes with every change of this answer but `queue`; the ETag without its quotes.
     pub resource_version: String,
-    /// Counts changes of what is desired.
-    pub generation: i64,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }

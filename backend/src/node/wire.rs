@@ -1,0 +1,126 @@
+//! What `app` says a node should have, as messages.
+
+use clawhq_app::nodes::{Claim, DesiredSet, NodeFacts, Process, SlotDesired};
+use clawhq_proto::{v1, warm_mode_name};
+
+pub fn full(set: DesiredSet) -> v1::down::Frame {
+    v1::down::Frame::Full(v1::DesiredSet {
+        slots: set.slots.into_iter().map(slot).collect(),
+        removed_volumes: set.removed_volumes.into_iter().map(|id| id.to_string()).collect(),
+    })
+}
+
+pub fn slot(desired: SlotDesired) -> v1::SlotDesired {
+    let SlotDesired {
+        slot,
+        generation,
+        present,
+        image,
+        image_digest,
+        memory_mib,
+        memory_burst_mib,
+        cpu_shares,
+        cpu_millis,
+        pids,
+        uid,
+        gid,
+        tmpfs,
+        volume,
+        hostname,
+        warm_mode,
+        template,
+        tier,
+        pool_process,
+        claim,
+    } = desired;
+    v1::SlotDesired {
+        slot_id: slot.to_string(),
+        generation,
+        present,
+        spec: Some(v1::SlotSpec {
+            image,
+            image_digest: image_digest.unwrap_or_default(),
+            memory_mib,
+            memory_burst_mib,
+            cpu_shares,
+            cpu_millis,
+            pids,
+            uid,
+            gid,
+            tmpfs: tmpfs.into_iter().map(Into::into).collect(),
+            volume: volume.map(|volume| v1::Volume {
+                volume_id: volume.volume.to_string(),
+                path: volume.path,
+                size_mib: volume.size_mib,
+            }),
+            hostname,
+            warm_mode: warm_mode_name(warm_mode).to_owned(),
+            pool_process: pool_process.map(process),
+            template: template.unwrap_or_default(),
+            tier,
+        }),
+        claim: claim.map(self::claim),
+    }
+}
+
+fn claim(claim: Claim) -> v1::Claim {
+    let Claim { instance, org, workload, workload_name, process, restart, single_writer, ports } = claim;
+    v1::Claim {
+        instance_id: instance.to_string(),
+        org_id: org.to_string(),
+        workload_id: workload.to_string(),
+        workload_name,
+        process: process.map(self::process),
+        restart,
+        single_writer,
+        ports: ports.into_iter().map(u32::from).collect(),
+        ..v1::Claim::default()
+    }
+}
+
+fn process(process: Process) -> v1::Process {
+    let Process { argv, env, working_dir, files, probe, start_deadline_ms, stop_deadline_ms } = process;
+    v1::Process {
+        argv,
+        env: env.into_iter().map(|(name, value)| (name, value.as_str().to_owned())).collect(),
+        working_dir: working_dir.unwrap_or_default(),
+        files: files
+            .into_iter()
+            .map(|file| v1::File {
+                path: file.path,
+                mode: file.mode,
+                content: file.content.to_vec(),
+                secret: file.secret,
+                only_if_absent: file.only_if_absent,
+            })
+            .collect(),
+        probe: Some(probe.into()),
+        start_deadline_ms,
+        stop_deadline_ms,
+    }
+}
+
+pub fn facts(facts: v1::NodeFacts) -> NodeFacts {
+    let v1::NodeFacts {
+        hostname,
+        cpu_millis,
+        memory_mib,
+        disk_free_mib,
+        agent_version,
+        runtime_version,
+        ingress,
+        firewall_ready,
+    } = facts;
+    // Text of a node ends in rows and logs: bounded here.
+    let short = |text: String| text.chars().filter(|c| !c.is_control()).take(255).collect();
+    NodeFacts {
+        hostname: short(hostname),
+        cpu_millis,
+        memory_mib,
+        disk_free_mib,
+        agent_version: short(agent_version),
+        runtime_version: short(runtime_version),
+        ingress: short(ingress),
+        firewall_ready,
+    }
+}
