@@ -124,6 +124,11 @@ impl App {
         }))
     }
 
+    /// Whether a request could be served now: the database answers.
+    pub async fn ready(&self) -> Result<()> {
+        Ok(self.store().ping().await?)
+    }
+
     pub fn config(&self) -> &AppConfig {
         &self.0.config
     }

@@ -1,0 +1,338 @@
+//! Use cases on a real database, with a node that is played by the test: it reads what it should have and reports.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clawhq_app::ca::Ca;
+use clawhq_app::caller::{Credential, OrgContext, Origin};
+use clawhq_app::hub::NodeHint;
+use clawhq_app::model::Deployed;
+use clawhq_app::nodes::{Link, NodeFacts, SlotDesired};
+use clawhq_app::workloads::{ConfigInput, CreateWorkload, SecretInput, Source, UpdateWorkload};
+use clawhq_app::{App, AppConfig, Error};
+use clawhq_domain::ids::{NodeId, SlotId};
+use clawhq_domain::lifecycle::Shown;
+use clawhq_domain::names::{Email, EnvName, SecretName, TemplateName, WorkloadName};
+use clawhq_domain::release::SecretTarget;
+use clawhq_domain::slot::{Failure, FailureKind, SlotReport, SlotState, Step};
+use clawhq_domain::workload::{ClaimPolicy, PlacementKind};
+use clawhq_runtime::clock::Clock;
+use clawhq_sealing::{KeyRing, Plaintext};
+use clawhq_testkit::{TestDb, hello};
+use tokio_util::sync::CancellationToken;
+
+const WAIT: Option<Duration> = Some(Duration::from_secs(20));
+
+struct World {
+    _db: TestDb,
+    _folder: tempfile::TempDir,
+    app: App,
+    org: OrgContext,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn origin() -> Origin {
+    Origin { request: clawhq_runtime::ids::mint(), ip: None }
+}
+
+impl World {
+    async fn new() -> Result<Self> {
+        let db = TestDb::with_connections(20).await?;
+        let folder = tempfile::tempdir()?;
+        let ring = KeyRing::open(&folder.path().join("keys"))?;
+        let ca = Ca::open(&folder.path().join("ca"))?;
+        let config = AppConfig { default_tier: "business".to_owned(), ..AppConfig::default() };
+        let app = App::new(config, db.store.clone(), ring, ca, Clock::system());
+        app.publish_templates(vec![hello()]).await?;
+        let signed_in = app
+            .sign_up(
+                clawhq_app::accounts::SignUp {
+                    email: Email::parse("a@example.org")?,
+                    password: "correct horse battery".to_owned().into(),
+                    org_name: Some("Acme".to_owned()),
+                    user_agent: None,
+                },
+                origin(),
+            )
+            .await?;
+        let org = app.enter(&Credential::Session(signed_in.token), "acme", origin()).await?;
+        Ok(Self { _db: db, _folder: folder, app, org, stop: CancellationToken::new() })
+    }
+
+    fn ask(&self, name: &str, claim: ClaimPolicy) -> Result<CreateWorkload> {
+        Ok(CreateWorkload {
+            name: Some(WorkloadName::parse(name)?),
+            source: Source::Template(TemplateName::parse("hello")?),
+            tier: Some("free".to_owned()),
+            config: ConfigInput::default(),
+            claim,
+        })
+    }
+
+    async fn create(&self, name: &str, claim: ClaimPolicy) -> Result<Deployed> {
+        Ok(self.app.create_workload(&self.org, self.ask(name, claim)?, None, WAIT).await?)
+    }
+
+    /// Runs the workers' half until a state is seen: jobs are taken and run as the workers would.
+    fn work(&self) {
+        let (app, stop) = (self.app.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            while !stop.is_cancelled() {
+                let _ = app.relay_outbox().await;
+                for job in app.claim_jobs(8, Duration::from_secs(10)).await.unwrap_or_default() {
+                    match app.run_job(&job).await {
+                        Ok(()) => app.finish_job(&job).await.unwrap(),
+                        Err(error) => app.fail_job(&job, &error.to_string()).await.unwrap(),
+                    }
+                }
+                let _ = tokio::time::timeout(Duration::from_millis(20), app.jobs_hint().notified()).await;
+            }
+        });
+    }
+}
+
+/// A node agent that does at once whatever it is told.
+struct Node {
+    app: App,
+    id: NodeId,
+    link: Link,
+    slots: BTreeMap<SlotId, (i64, u32)>,
+    /// What a claimed slot comes to.
+    fails: Option<FailureKind>,
+    seen: Vec<SlotDesired>,
+}
+
+impl Node {
+    async fn join(app: &App) -> Result<Self> {
+        let (id, token) = app.join_token("one").await?;
+        let key = rcgen::KeyPair::generate()?;
+        let csr = rcgen::CertificateParams::new(vec![])?.serialize_request(&key)?.pem()?;
+        let facts = NodeFacts {
+            hostname: "one".to_owned(),
+            cpu_millis: 2000,
+            memory_mib: 16 * 1024,
+            disk_free_mib: 50_000,
+            agent_version: "test".to_owned(),
+            runtime_version: "test".to_owned(),
+            ingress: "unix:/nowhere".to_owned(),
+            firewall_ready: true,
+        };
+        let enrolled = app.enroll(&token, &csr, &facts).await?;
+        ensure!(enrolled.node == id);
+        ensure!(matches!(app.enroll(&token, &csr, &facts).await, Err(Error::Refused(_))), "a token joins once");
+        let link = app.open_link(id, &facts).await?;
+        Ok(Self { app: app.clone(), id, link, slots: BTreeMap::new(), fails: None, seen: Vec::new() })
+    }
+
+    async fn report(&mut self, slot: &SlotDesired, state: SlotState) -> Result<()> {
+        let failure = (state == SlotState::Failed).then(|| Failure {
+            kind: self.fails.unwrap_or(FailureKind::Internal),
+            message: "it broke".to_owned(),
+            exit: None,
+            log_tail: vec!["last words".to_owned()],
+        });
+        let report = SlotReport {
+            slot: slot.slot,
+            generation: slot.generation,
+            instance: slot.claim.as_ref().map(|claim| claim.instance),
+            state,
+            run: slot.claim.as_ref().map_or(0, |claim| claim.restart + 1),
+            container: Some("c".to_owned()),
+            image_digest: None,
+            failure,
+            steps: vec![Step { name: "claim".to_owned(), micros: 300 }],
+            at: 0,
+        };
+        Ok(self.app.observe(self.id, self.link.epoch, report).await?)
+    }
+
+    async fn reconcile(&mut self) -> Result<()> {
+        for slot in self.app.desired_set(self.id).await?.slots {
+            let restart = slot.claim.as_ref().map_or(0, |claim| claim.restart);
+            if self.slots.get(&slot.slot).is_some_and(|known| *known == (slot.generation, restart)) {
+                continue;
+            }
+            self.slots.insert(slot.slot, (slot.generation, restart));
+            let state = match (&slot.claim, slot.present) {
+                (_, false) => SlotState::Absent,
+                (None, true) => SlotState::Waiting,
+                (Some(_), true) if self.fails.is_some() => SlotState::Failed,
+                (Some(_), true) => SlotState::Running,
+            };
+            self.report(&slot, state).await?;
+            self.seen.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Plays the node until the work is done.
+    async fn beside<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            self.reconcile().await?;
+            tokio::select! {
+                done = &mut work => {
+                    self.reconcile().await?;
+                    return done;
+                }
+                hint = self.link.inbox.next() => {
+                    ensure!(hint.is_some(), "the stream was taken over");
+                    let (Some(NodeHint::SlotChanged(_) | NodeHint::Everything) | None) = hint;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_warm_slot_becomes_the_tenants_and_the_pool_is_refilled() -> Result<()> {
+    let world = World::new().await?;
+    let mut node = Node::join(&world.app).await?;
+    ensure!(world.app.pool_pass().await?.ordered > 0);
+    node.reconcile().await?;
+    let depth = world.app.pool_depths().await?;
+    let free = depth.iter().find(|pool| pool.tier == "free").context("a pool for free")?;
+    ensure!(free.ready >= 1, "{free:?}");
+
+    let made = node.beside(world.create("bot", ClaimPolicy::Require)).await?;
+    ensure!(made.placement == Some(PlacementKind::Warm));
+    ensure!(made.workload.shown == Shown::Running, "{:?}", made.workload.shown);
+    ensure!(made.workload.url.as_deref() == Some("http://bot-acme.localhost:4181"));
+    let names: Vec<_> = made.steps.iter().map(|step| step.name.as_str()).collect();
+    ensure!(names == ["admit", "commit", "claim"], "{names:?}");
+    let claimed = node.seen.iter().find(|slot| slot.claim.is_some()).context("a claim was sent")?;
+    let claim = claimed.claim.as_ref().context("a claim")?;
+    let process = claim.process.as_ref().context("exec slots are told what to run")?;
+    ensure!(process.env["CLAWHQ_WORKLOAD"].as_str() == "bot" && process.env["PORT"].as_str() == "8080");
+    ensure!(claim.ports == [8080]);
+
+    // A name is taken while it lives.
+    let again = world.app.create_workload(&world.org, world.ask("bot", ClaimPolicy::Prefer)?, None, None).await;
+    ensure!(matches!(again, Err(Error::Taken("workload name"))));
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_warm_slot_it_is_cold_and_without_room_it_is_queued() -> Result<()> {
+    let world = World::new().await?;
+    world.work();
+    let refused = world.app.create_workload(&world.org, world.ask("a", ClaimPolicy::Require)?, None, None).await;
+    ensure!(matches!(refused, Err(Error::Refused(reason)) if reason.code == "no_warm_slot"));
+    let queued = world.app.create_workload(&world.org, world.ask("a", ClaimPolicy::Prefer)?, None, None).await?;
+    ensure!(queued.placement == Some(PlacementKind::Queued) && queued.workload.shown == Shown::Queued);
+    ensure!(queued.workload.queue.map(|place| place.position) == Some(1));
+
+    let mut node = Node::join(&world.app).await?;
+    let running = node
+        .beside(async {
+            world.app.place_queued().await?;
+            Ok(world.app.wait_workload(&world.org, "a", Shown::Running, Duration::from_secs(20)).await?)
+        })
+        .await?;
+    ensure!(running.shown == Shown::Running, "{:?}", running.shown);
+    let cold = node.beside(world.create("b", ClaimPolicy::Never)).await?;
+    ensure!(cold.placement == Some(PlacementKind::Cold) && cold.workload.shown == Shown::Running);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_workload_stops_starts_updates_and_goes_without_a_trace() -> Result<()> {
+    let world = World::new().await?;
+    world.work();
+    let mut node = Node::join(&world.app).await?;
+    let made = node.beside(world.create("bot", ClaimPolicy::Never)).await?;
+    let (app, org) = (&world.app, &world.org);
+
+    let stopped = node.beside(async { Ok(app.stop_workload(org, "bot", None, None, WAIT).await?) }).await?;
+    ensure!(stopped.workload.shown == Shown::Stopped);
+    let started = node.beside(async { Ok(app.start_workload(org, "bot", None, None, WAIT).await?) }).await?;
+    ensure!(started.workload.shown == Shown::Running);
+    ensure!(started.workload.instance.as_ref().map(|one| one.id) != made.workload.instance.as_ref().map(|one| one.id));
+
+    app.put_secret(org, &SecretName::parse("KEY")?, Plaintext::new("s3cret"), None).await?;
+    let config = ConfigInput {
+        env: BTreeMap::from([(EnvName::parse("LEVEL")?, "debug".to_owned())]),
+        secrets: vec![SecretInput { secret: SecretName::parse("KEY")?, target: SecretTarget::Env(EnvName::parse("API_KEY")?) }],
+        ..ConfigInput::default()
+    };
+    let ask = UpdateWorkload { config, image: None, tier: None };
+    let fields: Vec<_> = app.diff_workload(org, "bot", ask.clone()).await?.into_iter().map(|one| one.field).collect();
+    ensure!(fields == ["env.LEVEL", "secrets.KEY.env API_KEY"], "{fields:?}");
+    let updated = node.beside(async { Ok(app.update_workload(org, "bot", ask, None, None, WAIT).await?) }).await?;
+    ensure!(updated.workload.shown == Shown::Running && updated.workload.release.number == 2);
+    let last = node.seen.iter().rev().find_map(|slot| slot.claim.as_ref()).context("a claim")?;
+    let process = last.process.as_ref().context("a process")?;
+    ensure!(process.env["API_KEY"].as_str() == "s3cret" && process.env["LEVEL"].as_str() == "debug");
+    let in_use = app.delete_secret(org, &SecretName::parse("KEY")?).await;
+    ensure!(matches!(in_use, Err(Error::Refused(reason)) if reason.code == "in_use"));
+
+    let restarted = node.beside(async { Ok(app.restart_workload(org, "bot", None, WAIT).await?) }).await?;
+    ensure!(restarted.workload.instance.as_ref().map(|one| one.restarts) == Some(1), "{:?}", restarted.workload.instance);
+
+    let deleted = node.beside(async { Ok(app.delete_workload(org, "bot", None, WAIT).await?) }).await?;
+    ensure!(deleted.workload.shown == Shown::Deleted, "{:?}", deleted.workload.shown);
+    ensure!(app.desired_set(node.id).await?.slots.is_empty(), "nothing is left on the node");
+    ensure!(matches!(app.workload(org, "bot").await, Err(Error::NotFound("workload"))));
+    ensure!(app.nodes().await?[0].reserved_mib == 0, "its room was given back");
+    let kinds: Vec<_> = app
+        .events(org, None, clawhq_app::model::PageRequest { limit: 50, cursor: None })
+        .await?
+        .items
+        .into_iter()
+        .map(|event| event.kind)
+        .collect();
+    ensure!(kinds.contains(&"workload.deleted".to_owned()) && kinds.contains(&"instance.running".to_owned()), "{kinds:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failure_is_shown_with_its_last_words_and_mended_by_an_update() -> Result<()> {
+    let world = World::new().await?;
+    world.work();
+    let mut node = Node::join(&world.app).await?;
+    node.fails = Some(FailureKind::Command);
+    let failed = node.beside(world.create("bot", ClaimPolicy::Never)).await?;
+    ensure!(failed.workload.shown == Shown::Failed, "{:?}", failed.workload.shown);
+    ensure!(failed.workload.reason.as_ref().map(|reason| reason.code) == Some("command_failed"));
+    ensure!(failed.workload.log_tail == ["last words"]);
+    node.fails = None;
+    let (app, org) = (&world.app, &world.org);
+    let ask = UpdateWorkload { config: ConfigInput::default(), image: None, tier: None };
+    let mended = node.beside(async { Ok(app.update_workload(org, "bot", ask, None, None, WAIT).await?) }).await?;
+    ensure!(mended.workload.shown == Shown::Running, "{:?} {:?}", mended.workload.shown, mended.workload.reason);
+    Ok(())
+}
+
+#[tokio::test]
+async fn orgs_do_not_see_each_other() -> Result<()> {
+    let world = World::new().await?;
+    let mut node = Node::join(&world.app).await?;
+    let made = node.beside(world.create("bot", ClaimPolicy::Never)).await?;
+    let other = world
+        .app
+        .sign_up(
+            clawhq_app::accounts::SignUp {
+                email: Email::parse("b@example.org")?,
+                password: "another long password".to_owned().into(),
+                org_name: Some("Acme".to_owned()),
+                user_agent: None,
+            },
+            origin(),
+        )
+        .await?;
+    ensure!(other.orgs[0].slug != "acme", "slugs are unique");
+    let credential = Credential::Session(other.token);
+    ensure!(matches!(world.app.enter(&credential, "acme", origin()).await, Err(Error::NotFound("org"))));
+    ensure!(matches!(world.app.enter(&credential, "nobody", origin()).await, Err(Error::NotFound("org"))));
+    let context = world.app.enter(&credential, &other.orgs[0].slug, origin()).await?;
+    let foreign = world.app.workload(&context, &made.workload.id.to_string()).await;
+    ensure!(matches!(foreign, Err(Error::NotFound("workload"))));
+    Ok(())
+}
