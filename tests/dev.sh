@@ -90,7 +90,7 @@ e2e_environment() {
   unset DATABASE_URL DOCKER_HOST
   local -a ports
   mapfile -t ports < <(free_ports 3)
-  export CLAWHQ_API__LISTEN=127.0.0.1:${ports[0]} CLAWHQ_EDGE__LISTEN=127.0.0.1:${ports[1]} CLAWHQ_NODE_STREAM__LISTEN=127.0.0.1:${ports[2]}
+  export CLAWHQ_API__LISTEN=127.0.0.1:${ports[0]} CLAWHQ_EDGE__LISTEN=127.0.0.1:${ports[1]} CLAWHQ_API__NODE_LISTEN=127.0.0.1:${ports[2]}
   # A daemon of its own even where one answers: the tests kill and restart it.
   as_root mkdir -p "$1/docker"
 }
@@ -138,6 +138,13 @@ test_ended() {
     stop docker TERM 20
     as_root umount "$dir"/docker/root/overlay2 2>/dev/null
   done >/dev/null 2>&1
+  local pidfile pid
+  for pidfile in "$WORK"/clawhq-testpg-*/*/postmaster.pid "$WORK"/clawhq-testpg-*/postmaster.pid; do
+    [[ -e $pidfile ]] || continue
+    pid=$(head -n 1 "$pidfile")
+    as_root kill -INT "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+  done
   awk -v d="$WORK/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | while read -r mount; do as_root umount "$mount"; done
   as_root rm -rf --one-file-system "$WORK"
   exit "$rc"
@@ -176,8 +183,8 @@ cmd_test() {
   build_web
   build_rust
   step "Image hello built" image-hello build_image hello
-  CLAWHQ_TEST_DATABASE_URL=$(clawhq postgres start)
-  export CLAWHQ_TEST_DATABASE_URL CLAWHQ_TEST_DOCKER_HOST=$DOCKER_HOST CLAWHQ_TEST_INIT=$CARGO_TARGET_DIR/debug/clawhq-init
+  # Tests' temporary files, among them the PostgreSQL that they start and share, go with this run.
+  export TMPDIR=$WORK CLAWHQ_TEST_DOCKER_HOST=$DOCKER_HOST CLAWHQ_TEST_INIT=$CARGO_TARGET_DIR/debug/clawhq-init
 
   run_stage() { [[ -z $only || $1 == *"$only"* ]] || return 0; stage "$@"; }
   run_stage "scripts" suite_scripts

@@ -4,16 +4,18 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clawhq_app::AppConfig;
 use clawhq_runtime::config::Secret;
 use clawhq_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Variables with our prefix that are not settings of the file: `CLAWHQ_DATA` and `CLAWHQ_CONFIG` choose it, the others are
 /// `dev`'s own.
 const NOT_SETTINGS: &[&str] = &["DATA", "CONFIG", "SKIP_OPENCLAW"];
 
 /// Everything that can be configured, a section a role.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// The data directory. Set by `--data` or `CLAWHQ_DATA`.
@@ -25,55 +27,47 @@ pub struct Settings {
     pub database: Database,
     /// Docker.
     pub docker: Docker,
-    /// The public API, the console and the docs.
-    pub api: Listener,
+    /// The public API with the console and its documentation, and the node stream.
+    pub api: clawhq_backend::Config,
     /// What workloads are reached through.
-    pub edge: Listener,
-    /// Where node agents dial in, by mutual TLS.
-    pub node_stream: Listener,
+    pub edge: clawhq_edge::Config,
+    /// Jobs.
+    pub workers: clawhq_workers::Config,
+    /// The loops that keep the pool full.
+    pub pool_manager: clawhq_pool_manager::Config,
+    /// The host's daemon.
+    pub node_agent: clawhq_node_agent::Config,
+    /// Policy of the control plane.
+    pub app: AppConfig,
 }
 
 /// PostgreSQL.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Database {
     /// `postgres://…`; empty: the private server of the data directory. `DATABASE_URL` wins.
     pub url: Secret,
+    /// Connections of one process at most.
+    pub connections: u32,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Database { url: Secret::default(), connections: 20 }
+    }
 }
 
 /// Docker.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Docker {
-    /// `unix://…`; empty: `DOCKER_HOST`, else the system's socket, else the private daemon of the data directory.
+    /// `unix://…`; empty: `DOCKER_HOST`, else the private daemon of the data directory, else the system's socket.
     pub host: String,
 }
 
-/// A listening role.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Listener {
-    /// Address and port.
-    pub listen: SocketAddr,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let local = |port| Listener { listen: SocketAddr::from(([127, 0, 0, 1], port)) };
-        Settings {
-            data: PathBuf::from("data"),
-            telemetry: TelemetryConfig::default(),
-            database: Database::default(),
-            docker: Docker::default(),
-            api: local(4180),
-            edge: local(4181),
-            node_stream: local(4182),
-        }
-    }
-}
-
 impl Settings {
-    /// Reads the file (if given, or `<data>/clawhq.toml` when there is one) and the environment.
+    /// Reads the file (if given, or `<data>/clawhq.toml` when there is one) and the environment, then fills in what follows
+    /// from other settings and was not said: addresses from ports, paths from the data directory.
     ///
     /// # Errors
     /// On an unknown key, a wrong type or a missing file, with its name.
@@ -91,6 +85,7 @@ impl Settings {
         if settings.docker.host.is_empty() {
             settings.docker.host = variable("DOCKER_HOST").unwrap_or_else(|| settings.default_docker());
         }
+        settings.derive();
         Ok(settings)
     }
 
@@ -104,14 +99,69 @@ impl Settings {
         }
     }
 
+    /// What was left at its default and follows from something else.
+    fn derive(&mut self) {
+        let standard = Settings::default();
+        let unsaid = |value: &mut String, default: &str, derived: String| {
+            if value == default {
+                *value = derived;
+            }
+        };
+        unsaid(
+            &mut self.api.public_url,
+            &standard.api.public_url,
+            format!("http://localhost:{}", self.api.listen.port()),
+        );
+        unsaid(
+            &mut self.app.edge_domain,
+            &standard.app.edge_domain,
+            format!("{}:{}", self.edge.domain, self.edge.listen.port()),
+        );
+        let ca_file = self.ca_dir().join("ca.pem");
+        let agent = &mut self.node_agent;
+        unsaid(
+            &mut agent.control_plane,
+            &standard.node_agent.control_plane,
+            format!("https://127.0.0.1:{}", self.api.node_listen.port()),
+        );
+        unsaid(&mut agent.docker_host, &standard.node_agent.docker_host, self.docker.host.clone());
+        // Several data directories may be used on one machine, and their node agents share its kernel.
+        unsaid(&mut agent.network.key, "", network_key(&self.data));
+        let path = |value: &mut PathBuf, default: &Path, derived: PathBuf| {
+            if value == default {
+                *value = derived;
+            }
+        };
+        path(&mut agent.data_dir, &standard.node_agent.data_dir, self.data.clone());
+        path(&mut agent.ca_file, &standard.node_agent.ca_file, ca_file);
+        path(&mut agent.init_binary, &standard.node_agent.init_binary, beside_this_program("clawhq-init"));
+    }
+
+    /// Where the certificate authority lives.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.data.join("ca")
+    }
+
+    /// The root keys that seal secrets.
+    pub fn key_ring(&self) -> PathBuf {
+        self.data.join("keys/ring")
+    }
+
     /// Every listener with its key.
     pub fn listeners(&self) -> [(SocketAddr, &'static str); 3] {
-        [
-            (self.api.listen, "api.listen"),
-            (self.edge.listen, "edge.listen"),
-            (self.node_stream.listen, "node_stream.listen"),
-        ]
+        [(self.api.listen, "api.listen"), (self.edge.listen, "edge.listen"), (self.api.node_listen, "api.node_listen")]
     }
+}
+
+/// Four hexadecimal digits of the data directory's path.
+fn network_key(data: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let digest = Sha256::digest(data.as_os_str().as_bytes());
+    format!("{:02x}{:02x}", digest[0], digest[1])
+}
+
+fn beside_this_program(name: &str) -> PathBuf {
+    std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name))).unwrap_or_else(|| PathBuf::from(name))
 }
 
 #[cfg(test)]
@@ -136,6 +186,26 @@ mod tests {
         assert_eq!(settings.database.url.expose(), "postgres://me:hunter2@db/x");
         assert!(!format!("{settings:?}").contains("hunter2"));
         assert!(!toml::to_string(&settings).unwrap().contains("hunter2"));
+    }
+
+    #[test]
+    fn what_follows_from_other_settings_follows_them() {
+        let ports = env(&[
+            ("CLAWHQ_API__LISTEN", "127.0.0.1:5000"),
+            ("CLAWHQ_API__NODE_LISTEN", "127.0.0.1:5002"),
+            ("CLAWHQ_EDGE__LISTEN", "127.0.0.1:5001"),
+        ]);
+        let settings = Settings::load(Path::new("/x"), None, ports).unwrap();
+        assert_eq!(settings.api.public_url, "http://localhost:5000");
+        assert_eq!(settings.app.edge_domain, "localhost:5001");
+        assert_eq!(settings.node_agent.control_plane, "https://127.0.0.1:5002");
+        assert_eq!(settings.node_agent.data_dir, Path::new("/x"));
+        assert_ne!(
+            settings.node_agent.network.key,
+            Settings::load(Path::new("/y"), None, vec![]).unwrap().node_agent.network.key
+        );
+        let said = env(&[("CLAWHQ_APP__EDGE_DOMAIN", "apps.example.com"), ("CLAWHQ_EDGE__LISTEN", "0.0.0.0:80")]);
+        assert_eq!(Settings::load(Path::new("/x"), None, said).unwrap().app.edge_domain, "apps.example.com");
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! ClawHQ's one binary: every role is a subcommand.
 
+mod admin;
+mod catalogue;
 mod config;
 mod roles;
 mod up;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use clawhq_runtime::telemetry;
 
 use crate::config::Settings;
+use crate::roles::Role;
 
 /// Hosting for AI-agent containers.
 #[derive(Parser)]
@@ -33,13 +37,51 @@ enum Command {
         /// Milliseconds spent before this program, for the closing line.
         #[arg(long, hide = true, default_value_t = 0)]
         started_ms: u64,
+        /// A template whose image is not built here yet.
+        #[arg(long)]
+        without: Vec<String>,
     },
-    /// Print addresses and credentials of what `up` set up.
-    Summary,
-    /// Print the settings in force, secrets masked.
-    Config,
+    /// Every role in this process, until a signal; what `up` leaves running.
+    #[command(hide = true)]
+    ServeAll {
+        /// In a session of its own, so that the terminal it came from may close.
+        #[arg(long)]
+        daemon: bool,
+    },
+    /// The public API, the console and the node stream.
+    Api,
+    /// Jobs and the outbox relay.
+    Worker,
+    /// The loops that keep the pool full and watch nodes.
+    PoolManager,
+    /// This host's daemon.
+    NodeAgent,
+    /// HTTP and WebSocket to workloads by host name.
+    Edge,
     /// Bring the schema and the shipped templates up to date.
     Migrate,
+    /// Make the catalogue what this build ships.
+    Templates {
+        /// A template whose image is not built here yet.
+        #[arg(long)]
+        without: Vec<String>,
+    },
+    /// For operators.
+    #[command(subcommand)]
+    Admin(admin::Admin),
+    /// Write the OpenAPI document and the problem codes.
+    Openapi {
+        /// The directory they go to.
+        #[arg(long, default_value = "openapi")]
+        out: PathBuf,
+    },
+    /// Print the settings in force, secrets masked.
+    Config,
+    /// Print addresses and credentials of what `up` set up.
+    Summary,
+    /// Remove every container of this data directory, and the firewall's table. The roles must not run.
+    #[command(hide = true)]
+    Purge,
 }
 
 fn main() -> ExitCode {
@@ -59,18 +101,63 @@ fn run(cli: Cli) -> Result<()> {
     let env: Vec<(String, String)> = std::env::vars().collect();
     let no_colour = env.iter().any(|(name, value)| name == "NO_COLOR" && !value.is_empty());
     let settings = Settings::load(&cli.data, cli.config.as_deref(), env)?;
+    let serve = |settings: Settings, role: Role| {
+        telemetry::init(&settings.telemetry)?;
+        runtime()?.block_on(roles::run(settings, role))
+    };
     match cli.command {
-        Command::Up { started_ms } => {
-            let options = up::Options { spent_ms: started_ms, no_colour, config_file: cli.config };
+        Command::Up { started_ms, without } => {
+            let options = up::Options { spent_ms: started_ms, no_colour, config_file: cli.config, without };
             runtime()?.block_on(up::up(settings, options))
         }
-        Command::Summary => up::summary(&settings, no_colour),
+        Command::ServeAll { daemon } => {
+            if daemon {
+                nix::unistd::setsid().context("leaving the terminal")?;
+            }
+            let mut settings = settings;
+            up::with_database(&mut settings)?;
+            serve(settings, Role::All)
+        }
+        Command::Api => serve(settings, Role::Api),
+        Command::Worker => serve(settings, Role::Worker),
+        Command::PoolManager => serve(settings, Role::PoolManager),
+        Command::NodeAgent => serve(settings, Role::NodeAgent),
+        Command::Edge => serve(settings, Role::Edge),
+        Command::Migrate => {
+            let settings = with_database(settings)?;
+            runtime()?.block_on(roles::migrate(&settings, &[]))
+        }
+        Command::Templates { without } => {
+            let settings = with_database(settings)?;
+            runtime()?.block_on(roles::publish(&settings, &without))
+        }
+        Command::Admin(command) => {
+            let settings = with_database(settings)?;
+            runtime()?.block_on(async { admin::run(&roles::open(&settings).await?, command).await })
+        }
+        Command::Openapi { out } => openapi(&out),
         Command::Config => {
             print!("{}", toml::to_string(&settings)?);
             Ok(())
         }
-        Command::Migrate => runtime()?.block_on(roles::migrate(&settings)),
+        Command::Summary => up::summary(&settings, no_colour),
+        Command::Purge => up::purge(&settings),
     }
+}
+
+fn with_database(mut settings: Settings) -> Result<Settings> {
+    up::with_database(&mut settings)?;
+    Ok(settings)
+}
+
+fn openapi(out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    let write = |name: &str, text: &str| {
+        let path = out.join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    write("openapi.json", clawhq_backend::document())?;
+    write("problems.json", &clawhq_backend::problems())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -28,6 +28,8 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 fn rooms() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("clawhq-domain", &[] as &[_]),
+        ("clawhq-console", &[]),
+        ("clawhq-listener", &[]),
         ("clawhq-runtime", &[]),
         ("clawhq-migrations", &[]),
         ("clawhq-init", &[]),
@@ -85,7 +87,7 @@ const FOR_TESTS: &[&str] = &["clawhq-testkit", "clawhq-tests", "clawhq-bench"];
 const CONFINED: &[(&str, &[&str])] = &[
     ("sea-orm*", &["clawhq-store", "clawhq-migrations"]),
     ("bollard*", &["clawhq-node-agent"]),
-    ("axum*", &["clawhq-backend", "clawhq-edge"]),
+    ("axum*", &["clawhq-backend", "clawhq-edge", "clawhq-listener"]),
     ("apalis*", &["clawhq-workers"]),
     ("rtnetlink", &["clawhq-node-agent"]),
     ("argon2", &["clawhq-app"]),

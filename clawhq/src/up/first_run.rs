@@ -159,12 +159,6 @@ impl Client {
         Ok(org)
     }
 
-    /// Whether the template can be deployed and has a warm slot, as the catalogue tells it.
-    pub async fn has_warm_slot(&self, template: &str) -> Result<bool> {
-        let value = self.expect(Method::GET, &format!("/templates/{template}"), None, &[]).await?;
-        Ok(value["warm_ready"].as_u64().unwrap_or(0) > 0)
-    }
-
     /// Deploys `hello` once, whatever happened before, and waits until it runs.
     pub async fn deploy_hello(&self, data: &Path, first: &mut FirstRun, org: &str) -> Result<FirstWorkload> {
         if let Some(done) = &first.workload {

@@ -38,6 +38,8 @@ pub struct Options {
     pub no_colour: bool,
     /// The configuration file, handed on to the roles.
     pub config_file: Option<PathBuf>,
+    /// Templates whose images are not built here yet.
+    pub without: Vec<String>,
 }
 
 /// Prepares `settings` for roles that run under `up`: without a `DATABASE_URL` the private server is used.
@@ -85,7 +87,7 @@ pub async fn up(mut settings: Settings, options: Options) -> Result<()> {
             }
             need_ports(&settings)?;
             let step = progress.step("Database migrated");
-            crate::roles::migrate(&settings).await.context("migrating the database")?;
+            crate::roles::migrate(&settings, &options.without).await?;
             step.done("");
             let step = progress.step("All roles started");
             started.clawhq = Some(Record::new(&data, "clawhq"));
@@ -104,11 +106,16 @@ pub async fn up(mut settings: Settings, options: Options) -> Result<()> {
         step.done(&org);
         let step = progress.step("Warm pool has a slot");
         let deadline = Instant::now() + WARM_WITHIN;
-        while !client.has_warm_slot("hello").await? && Instant::now() < deadline {
+        let app = crate::roles::open(&settings).await?;
+        let warm = loop {
+            let ready = app.pool_depths().await?.iter().any(|pool| pool.template == "hello" && pool.ready > 0);
+            if ready || Instant::now() > deadline {
+                break ready;
+            }
             step.note("starting containers ahead of time");
             tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        step.done("");
+        };
+        step.done(if warm { "" } else { "none yet: the first deploy will be a cold one" });
         let step = progress.step("First workload deployed through the API");
         let workload = client.deploy_hello(&data, &mut first, &org).await?;
         step.done(&format!("{}, {:.1} ms", workload.placement, workload.total_ms));
@@ -117,6 +124,40 @@ pub async fn up(mut settings: Settings, options: Options) -> Result<()> {
     // From here on nothing is undone: it all works.
     started.keep();
     summary_of(&settings, &first, &progress, Some(Duration::from_millis(options.spent_ms) + begun.elapsed()));
+    Ok(())
+}
+
+/// Removes every container of this data directory and its table of the firewall. Networks go with their containers; volumes and
+/// files are the caller's to remove.
+///
+/// # Errors
+/// When the roles still run, or Docker refuses.
+pub fn purge(settings: &Settings) -> Result<()> {
+    if Record::new(&settings.data, "clawhq").alive().is_some() {
+        bail!("clawhq still runs on {}", settings.data.display());
+    }
+    let docker = |args: &[&str]| -> Result<String> {
+        let output = std::process::Command::new("docker")
+            .args(args)
+            .env("DOCKER_HOST", &settings.docker.host)
+            .output()
+            .context("running docker")?;
+        if !output.status.success() {
+            bail!("docker {}: {}", args[0], String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let filter = format!("label={}={}", clawhq_node_agent::LABEL_DATA, settings.node_agent.data_dir.display());
+    let found = docker(&["ps", "-aq", "--no-trunc", "--filter", &filter])?;
+    let containers: Vec<&str> = found.split_whitespace().collect();
+    for some in containers.chunks(50) {
+        docker(&[&["rm", "--force", "--volumes"], some].concat())?;
+    }
+    println!("Removed {} containers.", containers.len());
+    let key = &settings.node_agent.network.key;
+    let table = if key.is_empty() { "clawhq".to_owned() } else { format!("clawhq_{key}") };
+    // Not there is fine: egress may be off, or nothing ever ran.
+    let _ = std::process::Command::new("nft").args(["delete", "table", "inet", &table]).stderr(Stdio::null()).status();
     Ok(())
 }
 

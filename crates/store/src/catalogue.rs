@@ -95,7 +95,7 @@ impl Store {
 
 impl System<'_> {
     /// Makes the catalogue what this release ships: entries are added or renewed, those not named are disabled.
-    pub async fn publish_templates(&self, entries: &[NewCatalogueEntry]) -> Result<()> {
+    pub async fn publish_templates(self, entries: &[NewCatalogueEntry]) -> Result<()> {
         in_transaction!(self.store.begin(), |tx| {
             let upsert = "insert into templates (name, position, enabled, spec) values ($1, $2, true, $3)
                 on conflict (name) do update set position = $2, enabled = true, spec = $3, updated_at = now()
@@ -116,7 +116,7 @@ impl System<'_> {
     }
 
     /// Puts an org on another tier: what runs stays as it is, what is made next has the new limits.
-    pub async fn set_org_tier(&self, slug: &str, tier: &str) -> Result<()> {
+    pub async fn set_org_tier(self, slug: &str, tier: &str) -> Result<()> {
         in_transaction!(self.store.begin(), |tx| {
             let update = "update orgs set tier = t.name, version = version + 1, updated_at = now() from tiers t
                 where orgs.slug = $1 and t.name = $2";
@@ -126,7 +126,7 @@ impl System<'_> {
     }
 
     /// Changes one tier's row or adds it at the end.
-    pub async fn put_tier(&self, tier: &Tier) -> Result<()> {
+    pub async fn put_tier(self, tier: &Tier) -> Result<()> {
         let upsert = "insert into tiers (name, position, memory_mib, memory_burst_mib, cpu_shares, cpu_millis, pids,
                 max_per_node, warm_target, rate_per_min, max_workloads, volume_mib)
             values ($1, (select coalesce(max(position), 0) + 1 from tiers), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
