@@ -436,7 +436,7 @@ function Progress({ org, attempt, result, error, onRetry, onAgain }: { org: stri
               {result.access.token && <TokenRow token={result.access.token} />}
             </dl>
           )}
-          {(running || failed) && <LogPreview org={org} workload={name} instance={workload ? logSource(workload) : null} tail={workload?.reason?.log_tail ?? []} />}
+          {workload && (running || (failed && (logSource(workload) !== null || (workload.reason?.log_tail.length ?? 0) > 0))) && <LogPreview org={org} workload={name} instance={logSource(workload)} tail={workload.reason?.log_tail ?? []} />}
         </Card>
       )}
 
