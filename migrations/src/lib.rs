@@ -7,13 +7,16 @@ use sea_orm_migration::prelude::*;
 
 pub struct Migrator;
 
+/// Every step, in order.
+const STEPS: [(&str, &str); 3] = [
+    ("0001_initial", include_str!("sql/0001_initial.sql")),
+    ("0002_tiers", include_str!("sql/0002_tiers.sql")),
+    ("0003_minted", include_str!("sql/0003_minted.sql")),
+];
+
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![
-            Box::new(Sql { name: "0001_initial", up: include_str!("sql/0001_initial.sql") }),
-            Box::new(Sql { name: "0002_tiers", up: include_str!("sql/0002_tiers.sql") }),
-            Box::new(Sql { name: "0003_minted", up: include_str!("sql/0003_minted.sql") }),
-        ]
+        STEPS.map(|(name, up)| Box::new(Sql { name, up }) as Box<dyn MigrationTrait>).into()
     }
 }
 
@@ -57,8 +60,8 @@ pub async fn pending(database: &DatabaseConnection) -> Result<Vec<String>, DbErr
 /// A number that changes with any step: what a database was made from, for caches of migrated databases.
 pub fn fingerprint() -> u64 {
     // FNV-1a: stable over builds and machines, unlike the standard library's hasher.
-    let steps = [include_str!("sql/0001_initial.sql"), include_str!("sql/0002_tiers.sql"), include_str!("sql/0003_minted.sql")];
-    steps.iter().flat_map(|step| step.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    STEPS
+        .iter()
+        .flat_map(|(_, sql)| sql.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -42,7 +42,13 @@ fn change(org: &TestOrg, number: usize) -> Change {
 fn show(what: &str, times: &mut [Duration]) {
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
-    println!("{what:<34} n {:>4}  p50 {:>7.2} ms  p90 {:>7.2} ms  p99 {:>7.2} ms", times.len(), at(0.5), at(0.9), at(0.99));
+    println!(
+        "{what:<34} n {:>4}  p50 {:>7.2} ms  p90 {:>7.2} ms  p99 {:>7.2} ms",
+        times.len(),
+        at(0.5),
+        at(0.9),
+        at(0.99)
+    );
 }
 
 #[tokio::main]

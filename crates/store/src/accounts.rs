@@ -183,7 +183,7 @@ impl Accounts<'_> {
     /// User, org, membership, counters, data key and session in one transaction.
     ///
     /// [`StoreError::AlreadyExists`] with `Email` or `OrgSlug`.
-    pub async fn sign_up(&self, new: &NewAccount) -> Result<SignedIn> {
+    pub async fn sign_up(self, new: &NewAccount) -> Result<SignedIn> {
         in_transaction!(self.store.begin(), |tx| {
             let insert = "insert into users (id, email, password_hash) values ($1, $2, $3)
                 returning id as user_id, email, created_at as user_created_at";
@@ -197,7 +197,7 @@ impl Accounts<'_> {
     }
 
     /// Who has this address, and the hash their password must match; the caller verifies it.
-    pub async fn password(&self, email: &Email) -> Result<Option<(User, String)>> {
+    pub async fn password(self, email: &Email) -> Result<Option<(User, String)>> {
         let select = "select id as user_id, email, created_at as user_created_at, password_hash
             from users where lower(email) = lower($1)";
         let db = &self.store.system;
@@ -208,13 +208,13 @@ impl Accounts<'_> {
     }
 
     /// Opens a session for a person whose password was verified just now.
-    pub async fn sign_in(&self, user: &User, new: &NewSession) -> Result<SignedIn> {
+    pub async fn sign_in(self, user: &User, new: &NewSession) -> Result<SignedIn> {
         let session = in_transaction!(self.store.begin(), |tx| { insert_session(&tx, user.id, new).await })?;
         Ok(SignedIn { scope: UserScope::new(user.id, session.id), user: user.clone(), session })
     }
 
     /// A session by its token; `None` when it is unknown or over.
-    pub async fn session(&self, token: &TokenHash) -> Result<Option<SignedIn>> {
+    pub async fn session(self, token: &TokenHash) -> Result<Option<SignedIn>> {
         let select = "select s.id, s.created_at, s.last_seen_at, s.expires_at, s.ip, s.user_agent,
                 u.id as user_id, u.email, u.created_at as user_created_at
             from sessions s join users u on u.id = s.user_id
@@ -228,7 +228,7 @@ impl Accounts<'_> {
     }
 
     /// Marks a session as seen. Call it when `last_seen_at` is older than a minute or so, not with every request.
-    pub async fn touch(&self, session: SessionId) -> Result<()> {
+    pub async fn touch(self, session: SessionId) -> Result<()> {
         let update = "update sessions set last_seen_at = now() where id = $1";
         in_transaction!(crate::tx::Tx::begin(&self.store.relaxed, "BEGIN"), |tx| {
             tx.execute_raw(sql(update, [session.value()])).await.or_store().map(drop)
@@ -236,7 +236,7 @@ impl Accounts<'_> {
     }
 
     /// Marks an API key as used, at most once a minute.
-    pub async fn touch_key(&self, key: ApiKeyId) -> Result<()> {
+    pub async fn touch_key(self, key: ApiKeyId) -> Result<()> {
         let update = "update api_keys set last_used_at = now()
             where id = $1 and (last_used_at is null or last_used_at < now() - interval '1 minute')";
         in_transaction!(crate::tx::Tx::begin(&self.store.relaxed, "BEGIN"), |tx| {
@@ -245,7 +245,7 @@ impl Accounts<'_> {
     }
 
     /// One query from a credential and the path's org to everything a request needs to go on.
-    pub async fn enter(&self, credential: &Credential, org: &OrgRef) -> Result<Entry> {
+    pub async fn enter(self, credential: &Credential, org: &OrgRef) -> Result<Entry> {
         // One row when the credential is valid; the org's columns are null when it is not theirs.
         let by_session = "select s.id as session_id, s.user_id, null::uuid as key_id, null::uuid as created_by,
                 (extract(epoch from now() - s.last_seen_at) * 1000)::bigint as seen_ms_ago, o.*
@@ -297,7 +297,7 @@ impl Accounts<'_> {
     }
 
     /// The orgs an API key may act for: one, or none when the key is unknown.
-    pub async fn key_org(&self, hash: &TokenHash) -> Result<Option<OrgId>> {
+    pub async fn key_org(self, hash: &TokenHash) -> Result<Option<OrgId>> {
         let select = "select org_id from api_keys
             where hash = $1 and revoked_at is null and (expires_at is null or expires_at > now())";
         let db = &self.store.system;
@@ -306,7 +306,7 @@ impl Accounts<'_> {
     }
 
     /// Removes sessions that are over; returns how many.
-    pub async fn sweep_sessions(&self) -> Result<u64> {
+    pub async fn sweep_sessions(self) -> Result<u64> {
         let done = self.store.system.execute_raw(sql("delete from sessions where expires_at < now()", [])).await;
         Ok(done.or_store()?.rows_affected())
     }
@@ -321,7 +321,7 @@ pub struct UserRows<'s> {
 
 impl UserRows<'_> {
     /// The orgs they belong to, oldest first; at most 200.
-    pub async fn orgs(&self) -> Result<Vec<Membership>> {
+    pub async fn orgs(self) -> Result<Vec<Membership>> {
         let select = "select o.id, o.slug, o.name, o.tier, o.version, o.created_at, m.role
             from memberships m join orgs o on o.id = m.org_id where m.user_id = $1 order by m.created_at, o.id limit 200";
         let db = &self.store.system;
@@ -335,12 +335,12 @@ impl UserRows<'_> {
     }
 
     /// Another org with them as its owner.
-    pub async fn create_org(&self, new: &NewOrg) -> Result<Org> {
+    pub async fn create_org(self, new: &NewOrg) -> Result<Org> {
         in_transaction!(self.store.begin(), |tx| { insert_org(&tx, new, self.scope.user()).await })
     }
 
     /// Their live sessions, newest first; at most 200.
-    pub async fn sessions(&self) -> Result<Vec<Session>> {
+    pub async fn sessions(self) -> Result<Vec<Session>> {
         let find = || {
             session::Entity::find()
                 .filter(session::Column::UserId.eq(self.scope.user().uuid()))
@@ -353,7 +353,7 @@ impl UserRows<'_> {
     }
 
     /// Ends one of their sessions, at once; `NotFound` when it is not theirs.
-    pub async fn close_session(&self, session: SessionId) -> Result<()> {
+    pub async fn close_session(self, session: SessionId) -> Result<()> {
         let delete = "delete from sessions where id = $1 and user_id = $2";
         let values = [session.value(), self.scope.user().value()];
         let done = self.store.system.execute_raw(sql(delete, values)).await.or_store()?;
@@ -361,7 +361,7 @@ impl UserRows<'_> {
     }
 
     /// A new password; every other session of theirs ends.
-    pub async fn change_password(&self, password_hash: &str) -> Result<()> {
+    pub async fn change_password(self, password_hash: &str) -> Result<()> {
         in_transaction!(self.store.begin(), |tx| {
             let update = "update users set password_hash = $2 where id = $1";
             tx.execute_raw(sql(update, [self.scope.user().value(), password_hash.into()])).await.or_store()?;

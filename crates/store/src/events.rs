@@ -141,7 +141,7 @@ pub struct Events<'s> {
 
 impl Events<'_> {
     /// Newest first. `before`: only those with a lower `seq`. `limit` is at most 500.
-    pub async fn list(&self, workload: Option<WorkloadId>, before: Option<i64>, limit: u32) -> Result<Vec<Event>> {
+    pub async fn list(self, workload: Option<WorkloadId>, before: Option<i64>, limit: u32) -> Result<Vec<Event>> {
         let tx = self.tenant.begin().await?;
         let mut find = event::Entity::find().filter(event::Column::OrgId.eq(self.tenant.org.uuid()));
         if let Some(workload) = workload {
@@ -156,7 +156,7 @@ impl Events<'_> {
     }
 
     /// Oldest first, those with a higher `seq` than `after`. `limit` is at most 500.
-    pub async fn after(&self, workload: Option<WorkloadId>, after: i64, limit: u32) -> Result<Vec<Event>> {
+    pub async fn after(self, workload: Option<WorkloadId>, after: i64, limit: u32) -> Result<Vec<Event>> {
         let tx = self.tenant.begin().await?;
         let mut find = event::Entity::find()
             .filter(event::Column::OrgId.eq(self.tenant.org.uuid()))
@@ -170,7 +170,7 @@ impl Events<'_> {
     }
 
     /// The newest `seq`, 0 when there is none: where a stream without a resume point begins.
-    pub async fn newest(&self) -> Result<i64> {
+    pub async fn newest(self) -> Result<i64> {
         let tx = self.tenant.begin().await?;
         let select = "select org_id, event_seq from org_counters where org_id = $1";
         let row = tx.query_one_raw(sql(select, [self.tenant.org.value()])).await.or_store()?;
@@ -179,7 +179,7 @@ impl Events<'_> {
     }
 
     /// Appends events (and whatever else the change carries) by themselves.
-    pub async fn append(&self, change: &Change) -> Result<()> {
+    pub async fn append(self, change: &Change) -> Result<()> {
         crate::tx::in_transaction!(self.tenant.begin(), |tx| { record(&tx, self.tenant.org, change).await })
     }
 }
@@ -191,7 +191,7 @@ pub struct AuditLog<'s> {
 
 impl AuditLog<'_> {
     /// Newest first. `before`: only those with a lower id. `limit` is at most 500.
-    pub async fn list(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditEntry>> {
+    pub async fn list(self, before: Option<i64>, limit: u32) -> Result<Vec<AuditEntry>> {
         let tx = self.tenant.begin().await?;
         let mut find = audit::Entity::find().filter(audit::Column::OrgId.eq(self.tenant.org.uuid()));
         if let Some(before) = before {

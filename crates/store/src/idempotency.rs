@@ -63,14 +63,14 @@ pub struct Idempotency<'s> {
 
 impl Idempotency<'_> {
     /// What is known of a key, without taking it. Asked first when answering needs work before the transaction.
-    pub async fn look_up(&self, key: &IdempotencyKey) -> Result<Option<Earlier>> {
+    pub async fn look_up(self, key: &IdempotencyKey) -> Result<Option<Earlier>> {
         let tx = self.tenant.begin().await?;
         earlier(&tx, self.tenant.org, key).await
     }
 
     /// Stores the answer to a request whose effect is committed; the first answer stays. A key that was never taken
     /// (the request was refused) gets none.
-    pub async fn answer(&self, key: &IdempotencyKey, response: &StoredResponse) -> Result<()> {
+    pub async fn answer(self, key: &IdempotencyKey, response: &StoredResponse) -> Result<()> {
         in_transaction!(self.tenant.begin(), |tx| {
             let update = "update idempotency set status = $4, headers = $5, body = $6, answered_at = now()
                 where org_id = $1 and route = $2 and key = $3 and status is null";

@@ -108,7 +108,7 @@ pub struct SystemInstances<'s> {
 impl SystemInstances<'_> {
     /// Those that wait for room, first come first, with the scope that placing them needs
     /// ([`Workloads::place_queued`](crate::Workloads::place_queued)).
-    pub async fn queued(&self, limit: u32) -> Result<Vec<(TenantScope, Instance)>> {
+    pub async fn queued(self, limit: u32) -> Result<Vec<(TenantScope, Instance)>> {
         let select = concat!(
             "select i.org_id, ",
             instance_sql!(),
@@ -129,7 +129,7 @@ impl SystemInstances<'_> {
     }
 
     /// How many instances have not ended, by what was last observed.
-    pub async fn counts(&self) -> Result<Vec<(SlotState, u64)>> {
+    pub async fn counts(self) -> Result<Vec<(SlotState, u64)>> {
         let select = "select gen_random_uuid() as id, observed, count(*) as number from instances
             where ended_at is null group by observed order by observed";
         let db = &self.store.system;

@@ -83,7 +83,7 @@ pub struct Jobs<'s> {
 
 impl Jobs<'_> {
     /// `false`: a job with this id exists, or one of this key waits already.
-    pub async fn enqueue(&self, job: &NewJob) -> Result<bool> {
+    pub async fn enqueue(self, job: &NewJob) -> Result<bool> {
         let insert = "insert into jobs (id, queue, key, payload, run_at, max_attempts)
             values ($1, $2, $3, $4, now() + $5 * interval '1 millisecond', $6) on conflict do nothing";
         let values = [
@@ -99,7 +99,7 @@ impl Jobs<'_> {
     }
 
     /// Leases up to `limit` due jobs of a queue, the longest due first, each to one worker alone.
-    pub async fn claim(&self, queue: &str, limit: u32, lease_ms: Millis) -> Result<Vec<LeasedJob>> {
+    pub async fn claim(self, queue: &str, limit: u32, lease_ms: Millis) -> Result<Vec<LeasedJob>> {
         let update = "with due as materialized (
                 select id from jobs where queue = $1 and state = 'pending' and run_at <= now()
                 order by run_at, id limit $2 for update skip locked)
@@ -133,7 +133,7 @@ impl Jobs<'_> {
     }
 
     /// Extends the lease from now; `false` when it was lost: stop working on it.
-    pub async fn renew(&self, job: &LeasedJob, lease_ms: Millis) -> Result<bool> {
+    pub async fn renew(self, job: &LeasedJob, lease_ms: Millis) -> Result<bool> {
         let update = "update jobs set lease_until = now() + $3 * interval '1 millisecond'
             where id = $1 and state = 'running' and lease_token = $2";
         let values = [job.id.value(), job.token.into(), Value::from(lease_ms as f64)];
@@ -142,7 +142,7 @@ impl Jobs<'_> {
     }
 
     /// `false` when the lease was lost: what was done may be done again by another.
-    pub async fn finish(&self, job: &LeasedJob) -> Result<bool> {
+    pub async fn finish(self, job: &LeasedJob) -> Result<bool> {
         let update = "update jobs set state = 'done', finished_at = now(), lease_token = null, lease_until = null
             where id = $1 and state = 'running' and lease_token = $2";
         let done = self.store.system.execute_raw(sql(update, [job.id.value(), job.token.into()])).await.or_store()?;
@@ -150,7 +150,7 @@ impl Jobs<'_> {
     }
 
     /// Runs again after `delay_ms`, or is dead after its last attempt. `permanent`: dead at once.
-    pub async fn fail(&self, job: &LeasedJob, error: &str, delay_ms: Millis, permanent: bool) -> Result<Failed> {
+    pub async fn fail(self, job: &LeasedJob, error: &str, delay_ms: Millis, permanent: bool) -> Result<Failed> {
         let update = "update jobs set last_error = $3, lease_token = null, lease_until = null,
                 state = case when $5 or attempts >= max_attempts then 'dead' else 'pending' end,
                 finished_at = case when $5 or attempts >= max_attempts then now() end,
@@ -173,7 +173,7 @@ impl Jobs<'_> {
     }
 
     /// Gives back a job that was not begun, such as at a drain: its attempt does not count.
-    pub async fn release(&self, job: &LeasedJob) -> Result<bool> {
+    pub async fn release(self, job: &LeasedJob) -> Result<bool> {
         // Never to zero attempts: a job of the same key may be waiting by now, and only untried ones are unique.
         let update = "update jobs set state = 'pending', lease_token = null, lease_until = null, run_at = now(),
                 max_attempts = max_attempts + 1
@@ -183,7 +183,7 @@ impl Jobs<'_> {
     }
 
     /// Takes back what crashed workers held, and deletes finished rows older than `keep_ms`.
-    pub async fn sweep(&self, keep_ms: Millis) -> Result<Swept> {
+    pub async fn sweep(self, keep_ms: Millis) -> Result<Swept> {
         let db = &self.store.system;
         let keep = || Value::from(keep_ms as f64);
         let expired = "with expired as materialized (
@@ -214,7 +214,7 @@ impl Jobs<'_> {
     }
 
     /// When the next pending job of a queue is due, in milliseconds from now (0: one is due); `None`: none waits.
-    pub async fn next_due_ms(&self, queue: &str) -> Result<Option<Millis>> {
+    pub async fn next_due_ms(self, queue: &str) -> Result<Option<Millis>> {
         let select = "select gen_random_uuid() as id,
                 (extract(epoch from min(run_at) - now()) * 1000)::bigint as due
             from jobs where queue = $1 and state = 'pending'";
@@ -224,7 +224,7 @@ impl Jobs<'_> {
         Ok(due.map(|due| due.max(0)))
     }
 
-    pub async fn stats(&self) -> Result<Vec<JobStats>> {
+    pub async fn stats(self) -> Result<Vec<JobStats>> {
         let select = "select gen_random_uuid() as id, queue, count(*) filter (where state = 'pending') as pending,
                 count(*) filter (where state = 'running') as running, count(*) filter (where state = 'dead') as dead,
                 coalesce(greatest((extract(epoch from now() - min(run_at) filter (where state = 'pending')) * 1000)::bigint,
@@ -261,7 +261,7 @@ fn job_id(topic: &str, key: &str, row: i64) -> Uuid {
 
 impl Outbox<'_> {
     /// A wake-up of no change's: a timer's or a sweep's.
-    pub async fn append(&self, wakeups: &[Wakeup]) -> Result<()> {
+    pub async fn append(self, wakeups: &[Wakeup]) -> Result<()> {
         let insert = "insert into outbox (topic, key, payload)
             select o.v->>'topic', o.v->>'key', o.v->'payload' from jsonb_array_elements($1) o(v)";
         let values = [json(crate::events::wakeups_json(wakeups))];
@@ -270,7 +270,7 @@ impl Outbox<'_> {
 
     /// Turns up to `limit` wake-ups into jobs, oldest first; returns how many were taken. Relays may run side by side,
     /// and a relay that dies in between repeats itself without effect: the job's id is made of the row's.
-    pub async fn relay(&self, limit: u32) -> Result<u32> {
+    pub async fn relay(self, limit: u32) -> Result<u32> {
         in_transaction!(self.store.begin(), |tx| {
             let select =
                 "select gen_random_uuid() as row_id, id, topic, key, payload from outbox where relayed_at is null
@@ -301,7 +301,7 @@ impl Outbox<'_> {
     }
 
     /// Wake-ups that wait to be relayed.
-    pub async fn waiting(&self) -> Result<u64> {
+    pub async fn waiting(self) -> Result<u64> {
         let select = "select gen_random_uuid() as id, count(*) as waiting from outbox where relayed_at is null";
         let row = self.store.system.query_one_raw(sql(select, [])).await.or_store()?;
         match row {

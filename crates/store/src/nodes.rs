@@ -145,7 +145,7 @@ pub struct Nodes<'s> {
 
 impl Nodes<'_> {
     /// A node that may join once with this token, within its lifetime.
-    pub async fn create(&self, new: &NewNode) -> Result<()> {
+    pub async fn create(self, new: &NewNode) -> Result<()> {
         let insert = "insert into nodes (id, name, join_token_hash, join_expires_at)
             values ($1, $2, $3, now() + $4 * interval '1 millisecond')";
         let values = [
@@ -159,7 +159,7 @@ impl Nodes<'_> {
 
     /// A fresh join token for a node that exists: after a lost ledger or a missed renewal. Its old certificate stays
     /// valid until it joins with the new one.
-    pub async fn renew_join_token(&self, node: NodeId, token: &TokenHash, lifetime_ms: Millis) -> Result<()> {
+    pub async fn renew_join_token(self, node: NodeId, token: &TokenHash, lifetime_ms: Millis) -> Result<()> {
         let update = "update nodes set join_token_hash = $2, join_expires_at = now() + $3 * interval '1 millisecond'
             where id = $1 and state <> 'disabled'";
         let values = [node.value(), bytes(&token.0), Value::from(lifetime_ms as f64)];
@@ -168,7 +168,7 @@ impl Nodes<'_> {
     }
 
     /// Who may join with this token; to be told before a certificate is made for them. Changes nothing.
-    pub async fn joining(&self, token: &TokenHash) -> Result<Option<NodeId>> {
+    pub async fn joining(self, token: &TokenHash) -> Result<Option<NodeId>> {
         let select =
             "select id from nodes where join_token_hash = $1 and join_expires_at > now() and state <> 'disabled'";
         let db = &self.store.system;
@@ -179,7 +179,7 @@ impl Nodes<'_> {
     /// Burns the token and makes the node active with this certificate. `None`: the token is unknown, used or over; of
     /// two that use it at once, one gets `None`.
     pub async fn enrol(
-        &self,
+        self,
         token: &TokenHash,
         fingerprint: &[u8; 32],
         certificate_lifetime_ms: Millis,
@@ -209,7 +209,7 @@ impl Nodes<'_> {
 
     /// The node whose certificate has this SHA-256; `None` for unknown, disabled and outlived ones. A certificate that
     /// was issued by [`Nodes::renew_certificate`] replaces the one before it when it is first seen here.
-    pub async fn by_certificate(&self, fingerprint: &[u8; 32]) -> Result<Option<Node>> {
+    pub async fn by_certificate(self, fingerprint: &[u8; 32]) -> Result<Option<Node>> {
         in_transaction!(self.store.begin(), |tx| {
             let promote = "update nodes set fingerprint = next_fingerprint, next_fingerprint = null
                 where next_fingerprint = $1 and state <> 'disabled'";
@@ -224,7 +224,7 @@ impl Nodes<'_> {
     }
 
     /// Notes the certificate that a node was given in place of its own; both are valid until the new one is used.
-    pub async fn renew_certificate(&self, node: NodeId, next: &[u8; 32], lifetime_ms: Millis) -> Result<()> {
+    pub async fn renew_certificate(self, node: NodeId, next: &[u8; 32], lifetime_ms: Millis) -> Result<()> {
         let update = "update nodes set next_fingerprint = $2,
                 certificate_expires_at = now() + $3 * interval '1 millisecond'
             where id = $1 and state <> 'disabled'";
@@ -234,7 +234,7 @@ impl Nodes<'_> {
     }
 
     /// A stream begins: its epoch, higher than any before it. Calls with an older epoch are refused from now on.
-    pub async fn open_stream(&self, node: NodeId, facts: &NodeFacts, lease_ms: Millis) -> Result<i64> {
+    pub async fn open_stream(self, node: NodeId, facts: &NodeFacts, lease_ms: Millis) -> Result<i64> {
         let update = "update nodes set stream_epoch = stream_epoch + 1, capacity_mib = greatest($2, reserved_mib),
                 slots_max = greatest($3, slots_used), disk_free_mib = $4, ready = $5, facts = $6, last_seen_at = now(),
                 lease_until = now() + $7 * interval '1 millisecond'
@@ -256,7 +256,7 @@ impl Nodes<'_> {
     }
 
     /// `false`: a newer stream of this node exists, or it is disabled; the caller's stream is to end.
-    pub async fn heartbeat(&self, node: NodeId, epoch: i64, heartbeat: Heartbeat) -> Result<bool> {
+    pub async fn heartbeat(self, node: NodeId, epoch: i64, heartbeat: Heartbeat) -> Result<bool> {
         let update = "update nodes set disk_free_mib = $3, ready = $4, last_seen_at = now(),
                 lease_until = now() + $5 * interval '1 millisecond'
             where id = $1 and stream_epoch = $2 and state in ('active', 'cordoned')";
@@ -274,14 +274,14 @@ impl Nodes<'_> {
     }
 
     /// By id; at most all of them, for there are hundreds, not thousands.
-    pub async fn list(&self) -> Result<Vec<Node>> {
+    pub async fn list(self) -> Result<Vec<Node>> {
         let db = &self.store.system;
         let all = || sql(SELECT, [Value::Uuid(None), Value::Bytes(None)]);
         let rows = reading!(self.store.pool, db.query_all_raw(all()))?;
         rows.iter().map(read).collect()
     }
 
-    pub async fn get(&self, node: NodeId) -> Result<Option<Node>> {
+    pub async fn get(self, node: NodeId) -> Result<Option<Node>> {
         let db = &self.store.system;
         let one = || sql(SELECT, [node.value(), Value::Bytes(None)]);
         let row = reading!(self.store.pool, db.query_one_raw(one()))?;
@@ -289,24 +289,24 @@ impl Nodes<'_> {
     }
 
     /// By the name its creator gave it.
-    pub async fn by_name(&self, name: &str) -> Result<Option<Node>> {
+    pub async fn by_name(self, name: &str) -> Result<Option<Node>> {
         Ok(self.list().await?.into_iter().find(|node| node.name == name))
     }
 
     /// Cordon, uncordon or disable.
-    pub async fn set_state(&self, node: NodeId, state: NodeState) -> Result<()> {
+    pub async fn set_state(self, node: NodeId, state: NodeState) -> Result<()> {
         let update = "update nodes set state = $2 where id = $1 and state <> 'joining'";
         let done = self.store.system.execute_raw(sql(update, [node.value(), state.name().into()])).await.or_store()?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("node")) }
     }
 
     /// As `domain::placement` sees them, for a container of this tier.
-    pub async fn views(&self, tier: &str) -> Result<Vec<NodeView>> {
+    pub async fn views(self, tier: &str) -> Result<Vec<NodeView>> {
         views(&self.store.system, tier).await
     }
 
     /// Nodes whose counters disagree with their slots: none, ever; a sweep that finds one has found a bug.
-    pub async fn reservation_drift(&self) -> Result<Vec<NodeId>> {
+    pub async fn reservation_drift(self) -> Result<Vec<NodeId>> {
         let select = "select n.id from nodes n
             left join (select node_id, sum(memory_mib) as memory, count(*) as slots from slots
                        where removed_at is null group by node_id) s on s.node_id = n.id

@@ -138,14 +138,14 @@ pub struct OrgRows<'s> {
 }
 
 impl OrgRows<'_> {
-    pub async fn get(&self) -> Result<Org> {
+    pub async fn get(self) -> Result<Org> {
         let tx = self.tenant.begin().await?;
         let model = org::Entity::find_by_id(self.tenant.org.uuid()).one(&tx).await.or_store()?;
         model.ok_or(StoreError::NotFound("org"))?.try_into()
     }
 
     /// `if_version`: refuse with `Conflict` when it is at another one.
-    pub async fn rename(&self, name: &str, if_version: Option<i64>, change: &Change) -> Result<Org> {
+    pub async fn rename(self, name: &str, if_version: Option<i64>, change: &Change) -> Result<Org> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.tenant.org, change, Some(self.tenant.org.uuid())).await?;
             let update = "update orgs set name = $2, version = version + 1, updated_at = now()
@@ -162,7 +162,7 @@ impl OrgRows<'_> {
     }
 
     /// Everybody in it, oldest membership first; at most 1000.
-    pub async fn members(&self) -> Result<Vec<Member>> {
+    pub async fn members(self) -> Result<Vec<Member>> {
         let tx = self.tenant.begin().await?;
         let select =
             "select m.user_id, u.email, m.role, m.created_at from memberships m join users u on u.id = m.user_id
@@ -182,7 +182,7 @@ impl OrgRows<'_> {
     }
 
     /// Adds a person who has an account; `NotFound("user")` when nobody has the address.
-    pub async fn add_member(&self, email: &Email, role: Role, change: &Change) -> Result<Member> {
+    pub async fn add_member(self, email: &Email, role: Role, change: &Change) -> Result<Member> {
         // Who has an address is not the tenant's to search, so this one look-up is the system's.
         let user = self.tenant.store.accounts().password(email).await?.map(|(user, _)| user);
         let user = user.ok_or(StoreError::NotFound("user"))?;
@@ -200,7 +200,7 @@ impl OrgRows<'_> {
     }
 
     /// `InUse` when they are the last owner.
-    pub async fn remove_member(&self, user: UserId, change: &Change) -> Result<()> {
+    pub async fn remove_member(self, user: UserId, change: &Change) -> Result<()> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.tenant.org, change, Some(user.uuid())).await?;
             // All owners' rows are locked in one order, so that two owners cannot remove each other at once.
@@ -224,7 +224,7 @@ impl OrgRows<'_> {
     }
 
     /// The wrapped data keys, newest last.
-    pub async fn keys(&self) -> Result<Vec<OrgKey>> {
+    pub async fn keys(self) -> Result<Vec<OrgKey>> {
         let tx = self.tenant.begin().await?;
         let select = "select org_id, dek_id, kek_version, sealed from org_keys where org_id = $1 order by dek_id";
         let rows = tx.query_all_raw(sql(select, [self.tenant.org.value()])).await.or_store()?;
@@ -232,7 +232,7 @@ impl OrgRows<'_> {
     }
 
     /// Workloads (not deleted), secrets, members and API keys, for `domain::quota`.
-    pub async fn usage(&self) -> Result<clawhq_domain::quota::Usage> {
+    pub async fn usage(self) -> Result<clawhq_domain::quota::Usage> {
         let tx = self.tenant.begin().await?;
         let select = "select $1::uuid as org_id,
             (select workloads from org_counters where org_id = $1) as workloads,
@@ -283,7 +283,7 @@ impl TryFrom<api_key::Model> for ApiKey {
 
 impl ApiKeys<'_> {
     /// Those not revoked, newest first; at most 1000.
-    pub async fn list(&self) -> Result<Vec<ApiKey>> {
+    pub async fn list(self) -> Result<Vec<ApiKey>> {
         let tx = self.tenant.begin().await?;
         let models = api_key::Entity::find()
             .filter(api_key::Column::OrgId.eq(self.tenant.org.uuid()))
@@ -296,7 +296,7 @@ impl ApiKeys<'_> {
         models.into_iter().map(ApiKey::try_from).collect()
     }
 
-    pub async fn create(&self, new: &NewApiKey, change: &Change) -> Result<ApiKey> {
+    pub async fn create(self, new: &NewApiKey, change: &Change) -> Result<ApiKey> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.tenant.org, change, Some(new.id.uuid())).await?;
             let insert = "insert into api_keys (org_id, id, name, role, hash, prefix, created_by, expires_at)
@@ -330,7 +330,7 @@ impl ApiKeys<'_> {
     }
 
     /// From the commit on, no request gets in with it.
-    pub async fn revoke(&self, key: ApiKeyId, change: &Change) -> Result<()> {
+    pub async fn revoke(self, key: ApiKeyId, change: &Change) -> Result<()> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.tenant.org, change, Some(key.uuid())).await?;
             let update = "update api_keys set revoked_at = now() where org_id = $1 and id = $2 and revoked_at is null";

@@ -47,7 +47,8 @@ pub struct SystemScope {
 }
 
 impl SystemScope {
-    /// `part` names the role it is for. The call sites are listed in `tests/tests/system_scopes.txt`.
+    /// `part` names the role it is for. Its call sites are listed, and a test keeps the
+    /// list true: `tests/system_scopes.txt` of this crate.
     pub const fn for_part(part: &'static str) -> Self {
         Self { part }
     }

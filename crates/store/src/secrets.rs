@@ -51,7 +51,7 @@ pub struct Secrets<'s> {
 
 impl Secrets<'_> {
     /// By name; at most 1000.
-    pub async fn list(&self) -> Result<Vec<Secret>> {
+    pub async fn list(self) -> Result<Vec<Secret>> {
         let tx = self.tenant.begin().await?;
         let find = secret::Entity::find().filter(secret::Column::OrgId.eq(self.tenant.org.uuid()));
         let models = find.order_by_asc(secret::Column::Name).limit(1000).all(&tx).await.or_store()?;
@@ -59,7 +59,7 @@ impl Secrets<'_> {
     }
 
     /// Newest first; at most 1000.
-    pub async fn versions(&self, name: &SecretName) -> Result<Vec<SecretVersion>> {
+    pub async fn versions(self, name: &SecretName) -> Result<Vec<SecretVersion>> {
         let tx = self.tenant.begin().await?;
         let secret = self.find(&tx, name).await?;
         let select = "select secret_id, version, created_by, created_at from secret_versions
@@ -77,7 +77,7 @@ impl Secrets<'_> {
             .collect()
     }
 
-    async fn find(&self, db: &impl ConnectionTrait, name: &SecretName) -> Result<Secret> {
+    async fn find(self, db: &impl ConnectionTrait, name: &SecretName) -> Result<Secret> {
         let find = secret::Entity::find()
             .filter(secret::Column::OrgId.eq(self.tenant.org.uuid()))
             .filter(secret::Column::Name.eq(name.as_str()));
@@ -87,7 +87,7 @@ impl Secrets<'_> {
     /// A new version. `id` is the secret's if the name is new. `seal` gets the id and version that the sealed bytes are
     /// bound to; it runs inside the transaction, may run again, and must not wait for anything.
     pub async fn put(
-        &self,
+        self,
         name: &SecretName,
         id: SecretId,
         created_by: Option<UserId>,
@@ -126,7 +126,7 @@ impl Secrets<'_> {
     }
 
     /// The sealed bytes of one version, with the secret's id that they are bound to.
-    pub async fn sealed(&self, name: &SecretName, version: u32) -> Result<(SecretId, Vec<u8>)> {
+    pub async fn sealed(self, name: &SecretName, version: u32) -> Result<(SecretId, Vec<u8>)> {
         let tx = self.tenant.begin().await?;
         let secret = self.find(&tx, name).await?;
         let key = (self.tenant.org.uuid(), secret.id.uuid(), version as i32);
@@ -136,7 +136,7 @@ impl Secrets<'_> {
 
     /// Deletes every version. `InUse` while a workload's current release, or an instance that has not ended, reads it;
     /// older releases merely lose it.
-    pub async fn delete(&self, name: &SecretName, change: &Change) -> Result<()> {
+    pub async fn delete(self, name: &SecretName, change: &Change) -> Result<()> {
         in_transaction!(self.tenant.begin(), |tx| {
             let secret = self.find(&tx, name).await?;
             idempotency::claim(&tx, self.tenant.org, change, Some(secret.id.uuid())).await?;

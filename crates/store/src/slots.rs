@@ -199,7 +199,7 @@ pub struct Slots<'s> {
 impl Slots<'_> {
     /// Orders a warm slot: `domain::placement` chooses the node, its room is reserved and the row written in one
     /// transaction. `Ok(Err(_))`: no node has room, and why.
-    pub async fn order(&self, order: &WarmOrder) -> Result<Result<NodeId, NoPlace>> {
+    pub async fn order(self, order: &WarmOrder) -> Result<Result<NodeId, NoPlace>> {
         let request = Request {
             memory_mib: order.spec.tier.memory_mib,
             tier_max_per_node: order.spec.tier.max_per_node,
@@ -218,21 +218,21 @@ impl Slots<'_> {
     }
 
     /// Every unclaimed slot that is not gone, those that are leaving included.
-    pub async fn pool(&self) -> Result<Vec<Slot>> {
+    pub async fn pool(self) -> Result<Vec<Slot>> {
         self.select(Some(true), None, None).await
     }
 
     /// Every slot that is not gone, of one node or of all.
-    pub async fn list(&self, node: Option<NodeId>) -> Result<Vec<Slot>> {
+    pub async fn list(self, node: Option<NodeId>) -> Result<Vec<Slot>> {
         self.select(None, node, None).await
     }
 
     /// `None` when it is unknown or gone.
-    pub async fn get(&self, slot: SlotId) -> Result<Option<Slot>> {
+    pub async fn get(self, slot: SlotId) -> Result<Option<Slot>> {
         Ok(self.select(None, None, Some(slot)).await?.into_iter().next())
     }
 
-    async fn select(&self, unclaimed: Option<bool>, node: Option<NodeId>, slot: Option<SlotId>) -> Result<Vec<Slot>> {
+    async fn select(self, unclaimed: Option<bool>, node: Option<NodeId>, slot: Option<SlotId>) -> Result<Vec<Slot>> {
         let db = &self.store.system;
         let values = || [Value::from(unclaimed), crate::row::optional(node), crate::row::optional(slot)];
         let rows = reading!(self.store.pool, db.query_all_raw(sql(SLOT, values())))?;
@@ -241,7 +241,7 @@ impl Slots<'_> {
 
     /// For each pool (template, tier) whose newest slots failed: how many in a row since the last that became ready, and
     /// when the last one was ordered.
-    pub async fn failures(&self) -> Result<BTreeMap<(String, String), (u32, Millis)>> {
+    pub async fn failures(self) -> Result<BTreeMap<(String, String), (u32, Millis)>> {
         let select = "select f.id, f.template, f.tier, f.failures, f.last_at from (
                 select min(s.id::text)::uuid as id, s.template, s.tier, count(*)::int as failures, max(s.observed_at) as last_at
                 from slots s
@@ -261,7 +261,7 @@ impl Slots<'_> {
 
     /// Tells unclaimed slots to go. One that is claimed at the same moment stays its owner's. Returns those that leave,
     /// with their nodes.
-    pub async fn retire(&self, slots: &[SlotId]) -> Result<Vec<(SlotId, NodeId)>> {
+    pub async fn retire(self, slots: &[SlotId]) -> Result<Vec<(SlotId, NodeId)>> {
         // In the order of ids, so that two passes cannot wait for each other in a circle.
         let update = "with mine as materialized (
                 select id from slots where id in (select value::uuid from jsonb_array_elements_text($1))
@@ -280,18 +280,18 @@ impl Slots<'_> {
     }
 
     /// What a node must be told of these slots; unknown ones and those that are gone are left out.
-    pub async fn desired(&self, slots: &[SlotId]) -> Result<Vec<SlotDesired>> {
+    pub async fn desired(self, slots: &[SlotId]) -> Result<Vec<SlotDesired>> {
         self.read_desired(id_list(slots), Value::Uuid(None)).await
     }
 
     /// The whole desired set of a node.
-    pub async fn of_node(&self, node: NodeId) -> Result<SlotsOfNode> {
+    pub async fn of_node(self, node: NodeId) -> Result<SlotsOfNode> {
         let slots = self.read_desired(Value::Json(None), node.value()).await?;
         let removed_volumes = crate::Volumes { store: self.store }.removable(node).await?;
         Ok(SlotsOfNode { slots, removed_volumes })
     }
 
-    async fn read_desired(&self, ids: Value, node: Value) -> Result<Vec<SlotDesired>> {
+    async fn read_desired(self, ids: Value, node: Value) -> Result<Vec<SlotDesired>> {
         let by_id = "select s.id, s.node_id, s.generation, s.desired, s.spec, s.image_digest, s.minted, s.restart,
                 s.org_id, s.instance_id, w.id as workload_id, w.name as workload_name, r.id as release_id,
                 r.spec as release_spec, v.id as volume_id, v.size_mib
@@ -324,7 +324,7 @@ impl Slots<'_> {
     }
 
     /// Sealed secrets and data keys, for the claims that name any.
-    async fn add_secrets(&self, slots: &mut [SlotDesired]) -> Result<()> {
+    async fn add_secrets(self, slots: &mut [SlotDesired]) -> Result<()> {
         let (mut releases, mut orgs) = (Vec::new(), Vec::new());
         for slot in slots.iter() {
             let Some(claim) = &slot.claim else { continue };
@@ -379,7 +379,7 @@ impl Slots<'_> {
     /// Not waited for until it is on disk: a report that a crash of the database loses is told again by the node's next
     /// full state. Reports from an older stream (`epoch`) or about an older generation change nothing.
     pub async fn observe(
-        &self,
+        self,
         node: NodeId,
         epoch: i64,
         report: &SlotReport,
@@ -430,7 +430,7 @@ impl Slots<'_> {
 
     /// Gives up everything on a disabled node: its slots count as gone and their instances as ended with `failure`.
     /// Only for a node that is certainly dead. Returns the workloads that lost an instance.
-    pub async fn abandon(&self, node: NodeId, failure: &Failure) -> Result<Vec<(OrgId, WorkloadId)>> {
+    pub async fn abandon(self, node: NodeId, failure: &Failure) -> Result<Vec<(OrgId, WorkloadId)>> {
         let update = "with
             gone as (
                 update slots set desired = 'absent', observed = 'absent', observed_at = now(), removed_at = now(),
@@ -466,7 +466,7 @@ impl Slots<'_> {
     }
 
     /// Deletes rows of slots that have been gone for `keep_ms`; instances keep their names. Returns how many.
-    pub async fn sweep(&self, keep_ms: Millis) -> Result<u64> {
+    pub async fn sweep(self, keep_ms: Millis) -> Result<u64> {
         let delete = "delete from slots where id in (
             select id from slots where removed_at < now() - $1 * interval '1 millisecond' limit 5000)";
         let done = self.store.system.execute_raw(sql(delete, [Value::from(keep_ms as f64)])).await.or_store()?;

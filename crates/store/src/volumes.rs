@@ -43,7 +43,7 @@ pub struct Volumes<'s> {
 
 impl Volumes<'_> {
     /// Those a node has or should have.
-    pub async fn of_node(&self, node: NodeId) -> Result<Vec<Volume>> {
+    pub async fn of_node(self, node: NodeId) -> Result<Vec<Volume>> {
         let select = "select id, node_id, org_id, workload_id, slot_id, size_mib, uid, gid, desired
             from volumes where node_id = $1 and removed_at is null order by id";
         let db = &self.store.system;
@@ -52,7 +52,7 @@ impl Volumes<'_> {
     }
 
     /// Those a node is to remove now: unwanted, and used by no slot that is still there.
-    pub async fn removable(&self, node: NodeId) -> Result<Vec<VolumeId>> {
+    pub async fn removable(self, node: NodeId) -> Result<Vec<VolumeId>> {
         let select = "select v.id from volumes v
             where v.node_id = $1 and v.removed_at is null and v.desired = 'absent'
                 and not exists (select 1 from slots s where s.id = v.slot_id and s.removed_at is null)
@@ -63,7 +63,7 @@ impl Volumes<'_> {
     }
 
     /// The node says it is gone. Only what is unwanted can go; `false` when nothing was to be noted.
-    pub async fn removed(&self, node: NodeId, volume: VolumeId) -> Result<bool> {
+    pub async fn removed(self, node: NodeId, volume: VolumeId) -> Result<bool> {
         let update = "update volumes set removed_at = now(), slot_id = null
             where id = $1 and node_id = $2 and desired = 'absent' and removed_at is null";
         let done = self.store.system.execute_raw(sql(update, [volume.value(), node.value()])).await.or_store()?;

@@ -271,7 +271,7 @@ impl Workloads<'_> {
     /// one transaction of three round trips when a warm slot is ready.
     ///
     /// `AlreadyExists(WorkloadName)`, `LimitReached`, `NotFound("secret")` (a version that does not exist), `Replay`.
-    pub async fn create(&self, new: &NewWorkload, change: &Change) -> Result<Deployed> {
+    pub async fn create(self, new: &NewWorkload, change: &Change) -> Result<Deployed> {
         let release = &new.release.release;
         let warm = new.instance.claim != ClaimPolicy::Never && !matches!(new.instance.volume, VolumeUse::Existing(..));
         let (secrets, secrets_count) = wanted_secrets(release);
@@ -332,7 +332,7 @@ impl Workloads<'_> {
     /// `Conflict` when the workload is not at `generation` any more, or its release is not `release`, or it is not to
     /// run; `InUse` while a single writer's container (or another instance in the queue) is still there.
     pub async fn launch(
-        &self,
+        self,
         workload: WorkloadId,
         generation: i64,
         release: ReleaseId,
@@ -373,7 +373,7 @@ impl Workloads<'_> {
     }
 
     /// Tries again to place an instance that waits in the queue; `Conflict` when it does not wait any more.
-    pub async fn place_queued(&self, instance: &Instance, new: &NewInstance, change: &Change) -> Result<Placed> {
+    pub async fn place_queued(self, instance: &Instance, new: &NewInstance, change: &Change) -> Result<Placed> {
         in_transaction!(self.tenant.begin_placing(), |tx| {
             let lock =
                 "select id, slot_id is null and ended_at is null and leaving_at is null as waiting from instances
@@ -392,7 +392,7 @@ impl Workloads<'_> {
         })
     }
 
-    async fn lock(&self, tx: &Tx, workload: WorkloadId) -> Result<Workload> {
+    async fn lock(self, tx: &Tx, workload: WorkloadId) -> Result<Workload> {
         let select = concat!(
             "select ",
             workload_sql!(),
@@ -402,7 +402,7 @@ impl Workloads<'_> {
         read_workload(&row.ok_or(StoreError::NotFound("workload"))?)
     }
 
-    async fn touched(&self, tx: &Tx, workload: WorkloadId) -> Result<()> {
+    async fn touched(self, tx: &Tx, workload: WorkloadId) -> Result<()> {
         let update = "update workloads set version = version + 1, updated_at = now() where org_id = $1 and id = $2";
         tx.execute_raw(sql(update, [self.org().value(), workload.value()])).await.or_store().map(drop)
     }
@@ -410,7 +410,7 @@ impl Workloads<'_> {
     /// A new current release. `if_version`: refuse with `Conflict` when the workload is at another one. The diff is
     /// stored with it. What runs changes when the workload is next brought nearer to it; returns the new state.
     pub async fn revise(
-        &self,
+        self,
         workload: WorkloadId,
         new: &NewRelease,
         tier: &str,
@@ -475,7 +475,7 @@ impl Workloads<'_> {
     /// What the org wants of it. Wanting what is wanted already changes nothing but is recorded; a deleted one stays
     /// deleted (`NotFound`). Returns the state after.
     pub async fn set_desired(
-        &self,
+        self,
         workload: WorkloadId,
         desired: Desired,
         if_version: Option<i64>,
@@ -505,7 +505,7 @@ impl Workloads<'_> {
 
     /// Ends an instance's stay: one in the queue has ended at once, one with a slot when its node says so. Saying it
     /// again changes nothing. Returns the slot to tell its node about.
-    pub async fn leave(&self, instance: InstanceId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
+    pub async fn leave(self, instance: InstanceId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
         in_transaction!(self.tenant.begin(), |tx| {
             let leave = "with
                 slot as (
@@ -535,7 +535,7 @@ impl Workloads<'_> {
     }
 
     /// Declares an instance failed, as when its deadline has passed. One that failed or ended before stays as it was.
-    pub async fn fail(&self, instance: InstanceId, failure: &Failure, change: &Change) -> Result<bool> {
+    pub async fn fail(self, instance: InstanceId, failure: &Failure, change: &Change) -> Result<bool> {
         in_transaction!(self.tenant.begin(), |tx| {
             let update = "with failed as (
                     update instances set failure = $3, observed = 'failed', observed_at = now()
@@ -555,7 +555,7 @@ impl Workloads<'_> {
 
     /// A person asks for the process to be started anew in its container. `None`: there is no container to do it in;
     /// launch an instance instead.
-    pub async fn restart(&self, workload: WorkloadId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
+    pub async fn restart(self, workload: WorkloadId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.org(), change, Some(workload.uuid())).await?;
             self.lock(&tx, workload).await?;
@@ -579,7 +579,7 @@ impl Workloads<'_> {
     }
 
     /// Keeps credentials that were minted for it, sealed; told once, they stay for every container to come.
-    pub async fn keep_minted(&self, workload: WorkloadId, sealed: &[u8]) -> Result<()> {
+    pub async fn keep_minted(self, workload: WorkloadId, sealed: &[u8]) -> Result<()> {
         in_transaction!(self.tenant.begin(), |tx| {
             let update = "update workloads set minted = $3 where org_id = $1 and id = $2 and deleted_at is null";
             let values = [self.org().value(), workload.value(), crate::row::bytes(sealed)];
@@ -589,7 +589,7 @@ impl Workloads<'_> {
     }
 
     /// What [`Workloads::keep_minted`] kept.
-    pub async fn minted(&self, workload: WorkloadId) -> Result<Option<Vec<u8>>> {
+    pub async fn minted(self, workload: WorkloadId) -> Result<Option<Vec<u8>>> {
         let tx = self.tenant.begin().await?;
         let select = "select id, minted from workloads where org_id = $1 and id = $2";
         let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
@@ -598,7 +598,7 @@ impl Workloads<'_> {
 
     /// Ends a workload that is to be deleted and has nothing left outside: its name is free, its volumes go. `false`:
     /// something is left, or it has ended before.
-    pub async fn finish(&self, workload: WorkloadId, change: &Change) -> Result<bool> {
+    pub async fn finish(self, workload: WorkloadId, change: &Change) -> Result<bool> {
         in_transaction!(self.tenant.begin(), |tx| {
             let update = "with
                 ended as (
@@ -623,7 +623,7 @@ impl Workloads<'_> {
     }
 
     /// One workload with its current release and newest instances. By id, a deleted one is found as well.
-    pub async fn get(&self, workload: &WorkloadRef) -> Result<WorkloadDetail> {
+    pub async fn get(self, workload: &WorkloadRef) -> Result<WorkloadDetail> {
         let tx = self.tenant.begin().await?;
         let by_id = concat!("select ", workload_sql!(), " from workloads w where w.org_id = $1 and w.id = $2");
         let by_name = concat!(
@@ -641,7 +641,7 @@ impl Workloads<'_> {
     }
 
     /// Newest first.
-    pub async fn list(&self, filter: &WorkloadFilter) -> Result<Vec<WorkloadDetail>> {
+    pub async fn list(self, filter: &WorkloadFilter) -> Result<Vec<WorkloadDetail>> {
         let select = concat!(
             "select ",
             workload_sql!(),
@@ -663,7 +663,7 @@ impl Workloads<'_> {
         self.details(&tx, workloads).await
     }
 
-    async fn details(&self, tx: &Tx, workloads: Vec<Workload>) -> Result<Vec<WorkloadDetail>> {
+    async fn details(self, tx: &Tx, workloads: Vec<Workload>) -> Result<Vec<WorkloadDetail>> {
         if workloads.is_empty() {
             return Ok(Vec::new());
         }
@@ -721,7 +721,7 @@ impl Workloads<'_> {
             .collect()
     }
 
-    async fn read_release(&self, tx: &Tx, release: ReleaseId) -> Result<ReleaseRow> {
+    async fn read_release(self, tx: &Tx, release: ReleaseId) -> Result<ReleaseRow> {
         let select =
             "select id, number, spec, diff, created_by, created_at from releases where org_id = $1 and id = $2";
         let row = tx.query_one_raw(sql(select, [self.org().value(), release.value()])).await.or_store()?;
@@ -729,7 +729,7 @@ impl Workloads<'_> {
     }
 
     /// Newest first. `before`: only those with a lower number. `limit` is at most 200.
-    pub async fn releases(&self, workload: WorkloadId, before: Option<u32>, limit: u32) -> Result<Vec<ReleaseRow>> {
+    pub async fn releases(self, workload: WorkloadId, before: Option<u32>, limit: u32) -> Result<Vec<ReleaseRow>> {
         let tx = self.tenant.begin().await?;
         let select = "select id, number, spec, diff, created_by, created_at from releases
             where org_id = $1 and workload_id = $2 and ($3::int is null or number < $3) order by number desc limit $4";
@@ -745,7 +745,7 @@ impl Workloads<'_> {
 
     /// The org's instances, newest first, of one workload or of all. `before`: only older ones. `limit` is at most 200.
     pub async fn instances(
-        &self,
+        self,
         workload: Option<WorkloadId>,
         before: Option<InstanceId>,
         limit: u32,
@@ -765,7 +765,7 @@ impl Workloads<'_> {
         rows.iter().map(crate::instances::read).collect()
     }
 
-    pub async fn instance(&self, instance: InstanceId) -> Result<Instance> {
+    pub async fn instance(self, instance: InstanceId) -> Result<Instance> {
         let tx = self.tenant.begin().await?;
         let select = concat!(
             "select ",
@@ -787,7 +787,7 @@ pub struct SystemWorkloads<'s> {
 
 impl SystemWorkloads<'_> {
     /// The scope of the org that owns a workload, by a read of the row.
-    pub async fn scope(&self, workload: WorkloadId) -> Result<Option<TenantScope>> {
+    pub async fn scope(self, workload: WorkloadId) -> Result<Option<TenantScope>> {
         let select = "select id, org_id from workloads where id = $1";
         let db = &self.store.system;
         let row = reading!(self.store.pool, db.query_one_raw(sql(select, [workload.value()])))?;
@@ -795,7 +795,7 @@ impl SystemWorkloads<'_> {
     }
 
     /// The workload that a host name means: `<name>-<slug>`, parsed by the caller. With its scope, for the edge.
-    pub async fn by_host(&self, slug: &str, name: &str) -> Result<Option<Unsettled>> {
+    pub async fn by_host(self, slug: &str, name: &str) -> Result<Option<Unsettled>> {
         let select = "select w.id, w.org_id from workloads w join orgs o on o.id = w.org_id
             where o.slug = $1 and w.name = $2 and w.deleted_at is null";
         let db = &self.store.system;
@@ -805,7 +805,7 @@ impl SystemWorkloads<'_> {
 
     /// Workloads whose rows say that something is left to do: for the sweep that finds what a lost wake-up missed.
     /// After `after`, in the order of ids, at most `limit`.
-    pub async fn unsettled(&self, after: Option<WorkloadId>, limit: u32) -> Result<Vec<Unsettled>> {
+    pub async fn unsettled(self, after: Option<WorkloadId>, limit: u32) -> Result<Vec<Unsettled>> {
         let select = "select w.id, w.org_id from workloads w
             where w.deleted_at is null and ($1::uuid is null or w.id > $1) and (
                 w.desired = 'deleted'

@@ -56,7 +56,10 @@ async fn a_warm_deploy_claims_the_oldest_slot_and_tells_its_node_everything() ->
     assert_eq!(detail.instances.len(), 1);
     assert_eq!(detail.release.number, 1);
     let events = db.store.tenant(&org.scope).events().after(None, 0, 10).await?;
-    assert_eq!(events.iter().map(|event| (event.seq, event.kind.as_str())).collect::<Vec<_>>(), [(1, "workload.created")]);
+    assert_eq!(
+        events.iter().map(|event| (event.seq, event.kind.as_str())).collect::<Vec<_>>(),
+        [(1, "workload.created")]
+    );
     Ok(())
 }
 
@@ -157,8 +160,7 @@ async fn reservations_never_exceed_capacity_and_what_does_not_fit_queues() -> Re
     for (scope, instance) in &queued {
         let mut new = Deploy::new("x", &tier).instance()?;
         new.id = instance.id;
-        let placed =
-            db.store.tenant(scope).workloads().place_queued(instance, &new, &Change::default()).await?;
+        let placed = db.store.tenant(scope).workloads().place_queued(instance, &new, &Change::default()).await?;
         if placed.slot.is_some() {
             served.push(instance.id);
         }
@@ -303,7 +305,10 @@ async fn an_answer_is_replayed_word_for_word_and_a_key_is_for_one_request() -> R
     idempotency.idempotency().answer(&key("k", 1), &late).await?;
 
     let replay = store_error(db.deploy(&org, &deploy).await);
-    assert!(matches!(&replay, StoreError::Replay(earlier) if **earlier == Earlier::Response(response.clone())), "{replay:?}");
+    assert!(
+        matches!(&replay, StoreError::Replay(earlier) if **earlier == Earlier::Response(response.clone())),
+        "{replay:?}"
+    );
     deploy.change.idempotency = Some(key("k", 2));
     let mismatch = store_error(db.deploy(&org, &deploy).await);
     assert!(matches!(&mismatch, StoreError::Replay(earlier) if **earlier == Earlier::Mismatch), "{mismatch:?}");

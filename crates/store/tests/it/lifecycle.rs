@@ -1,1 +1,364 @@
+//! What happens after the deploy: reports, fencing, updates, volumes, nodes.
 
+use anyhow::Result;
+use clawhq_domain::lifecycle::{self, Act, Shown};
+use clawhq_domain::release::from_template;
+use clawhq_domain::slot::{Failure, FailureKind, SlotReport, SlotState, Step};
+use clawhq_domain::template::StateVolume;
+use clawhq_domain::workload::{ClaimPolicy, Desired};
+use clawhq_store::{
+    Change, Heartbeat, NewNode, NewRelease, NodeFacts, NodeState, ReportOutcome, SlotEvent, StoreError, TokenHash,
+    VolumeUse, WorkloadFilter, WorkloadRef,
+};
+use clawhq_testkit::{Deploy, TestDb, hello, mint};
+
+fn changed(outcome: ReportOutcome) -> bool {
+    match outcome {
+        ReportOutcome::Applied(observed) => observed.changed(),
+        ReportOutcome::Stale => false,
+    }
+}
+
+#[tokio::test]
+async fn a_report_moves_instance_version_events_and_wake_ups_together() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    db.ready_slots(&node, &hello(), &tier, 1).await?;
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    let (slot, _) = made.placed.slot.expect("warm");
+    let report = SlotReport {
+        slot,
+        generation: 2,
+        instance: Some(made.instance),
+        state: SlotState::Running,
+        run: 1,
+        container: Some("c".to_owned()),
+        image_digest: Some("sha256:1".to_owned()),
+        failure: None,
+        steps: vec![Step { name: "start".to_owned(), micros: 1200 }],
+        at: 0,
+    };
+    let event = SlotEvent {
+        id: mint(),
+        kind: "instance.running".to_owned(),
+        message: "It runs.".to_owned(),
+        data: clawhq_store::Json::Null,
+    };
+    let slots = db.system().slots();
+    let before = db.store.tenant(&org.scope).workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    // From an older stream, of an older generation, for another instance: nothing.
+    assert_eq!(slots.observe(node.id, node.epoch - 1, &report, Some(&event)).await?, ReportOutcome::Stale);
+    let older = SlotReport { generation: 1, ..report.clone() };
+    assert_eq!(slots.observe(node.id, node.epoch, &older, Some(&event)).await?, ReportOutcome::Stale);
+    let foreign = SlotReport { instance: Some(mint()), ..report.clone() };
+    assert_eq!(slots.observe(node.id, node.epoch, &foreign, Some(&event)).await?, ReportOutcome::Stale);
+    let other = db.node("n2", 10_000).await?;
+    assert_eq!(slots.observe(other.id, other.epoch, &report, Some(&event)).await?, ReportOutcome::Stale);
+
+    let ReportOutcome::Applied(observed) = slots.observe(node.id, node.epoch, &report, Some(&event)).await? else {
+        panic!("a current report was stale");
+    };
+    assert_eq!(observed.owner, Some((org.scope.org(), made.workload, made.instance)));
+    assert_eq!((observed.before, observed.after, observed.removed), (SlotState::Waiting, SlotState::Running, false));
+    let after = db.store.tenant(&org.scope).workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    assert_eq!(after.workload.version, before.workload.version + 1);
+    assert_eq!(after.instances[0].steps, report.steps);
+    assert!(after.instances[0].ready_at.is_some());
+    assert_eq!(lifecycle::shown(&after.view(), false).0, Shown::Running);
+    assert_eq!(db.store.tenant(&org.scope).events().after(None, 0, 10).await?.len(), 1);
+    assert_eq!(db.system().outbox().waiting().await?, 1);
+
+    // Said again, it changes nothing: no second event, no second wake-up.
+    assert!(!changed(slots.observe(node.id, node.epoch, &report, Some(&event)).await?));
+    assert_eq!(db.store.tenant(&org.scope).events().after(None, 0, 10).await?.len(), 1);
+    assert_eq!(db.system().outbox().waiting().await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn delete_converges_and_gives_everything_back() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let mut deploy = Deploy::new("agent", &tier);
+    deploy.template.state = Some(StateVolume { path: "/data".to_owned(), size_mib: 64 });
+    db.ready_slots(&node, &deploy.template, &tier, 1).await?;
+    let made = db.deploy(&org, &deploy).await?;
+    let (slot, _) = made.placed.slot.expect("warm");
+    let tenant = db.store.tenant(&org.scope);
+    let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    let (volume, _) = detail.volume.expect("the slot's volume became the workload's");
+
+    let none = Change::default();
+    tenant.workloads().set_desired(made.workload, Desired::Deleted, None, &none).await?;
+    let mut rounds = 0;
+    loop {
+        let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+        if detail.workload.deleted_at.is_some() {
+            break;
+        }
+        rounds += 1;
+        assert!(rounds < 10, "{detail:?}");
+        for act in lifecycle::converge(&detail.view(), 0).acts {
+            match act {
+                Act::Leave { instance, .. } => {
+                    assert_eq!(tenant.workloads().leave(instance, &none).await?, Some((slot, node.id)));
+                }
+                Act::Finish => assert!(tenant.workloads().finish(made.workload, &none).await?),
+                other => panic!("{other:?}"),
+            }
+        }
+        db.report(&node, slot, 3, SlotState::Stopping).await?;
+        db.report(&node, slot, 3, SlotState::Absent).await?;
+    }
+    assert_eq!(db.number("select reserved_mib::bigint + slots_used from nodes").await?, 0);
+    let set = db.system().slots().of_node(node.id).await?;
+    assert!(set.slots.is_empty());
+    assert_eq!(set.removed_volumes, [volume]);
+    assert!(db.system().volumes().removed(node.id, volume).await?);
+    assert!(db.system().slots().of_node(node.id).await?.removed_volumes.is_empty());
+    assert!(tenant.workloads().list(&WorkloadFilter { limit: 10, ..WorkloadFilter::default() }).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_single_writer_never_has_two_containers() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let (one, two) = (db.node("n1", 10_000).await?, db.node("n2", 10_000).await?);
+    let mut deploy = Deploy::new("agent", &tier);
+    deploy.template.state = Some(StateVolume { path: "/data".to_owned(), size_mib: 64 });
+    deploy.claim = ClaimPolicy::Never;
+    let made = db.deploy(&org, &deploy).await?;
+    let (slot, home) = made.placed.slot.expect("cold");
+    let node = if home == one.id { &one } else { &two };
+    let tenant = db.store.tenant(&org.scope);
+    let none = Change::default();
+    let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    let (volume, at) = detail.volume.expect("a volume");
+    assert_eq!(at, home);
+
+    // Another instance while the first is there is refused, whoever asks.
+    let mut second = deploy.instance()?;
+    second.volume = VolumeUse::Existing(volume, home);
+    let (generation, release) = (detail.workload.generation, detail.workload.release);
+    let refused = tenant.workloads().launch(made.workload, generation, release, &second, &none).await;
+    assert!(matches!(refused, Err(StoreError::InUse(_))), "{refused:?}");
+    tenant.workloads().leave(made.instance, &none).await?;
+    let refused = tenant.workloads().launch(made.workload, generation, release, &second, &none).await;
+    assert!(matches!(refused, Err(StoreError::InUse(_))), "its container was still there: {refused:?}");
+
+    db.report(node, slot, 2, SlotState::Absent).await?;
+    let placed = tenant.workloads().launch(made.workload, generation, release, &second, &none).await?;
+    assert_eq!(placed.placed.slot, Some((second.slot, home)), "it went where its volume is not");
+    let desired = db.system().slots().desired(&[second.slot]).await?.remove(0);
+    assert_eq!(desired.volume.map(|(volume, _)| volume), Some(volume));
+    // A launch decided on an older generation is refused.
+    let stale = tenant.workloads().launch(made.workload, generation + 1, release, &deploy.instance()?, &none).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })), "{stale:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_new_release_is_numbered_diffed_and_guarded_by_its_version() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    db.node("n1", 10_000).await?;
+    let deploy = Deploy::new("agent", &tier);
+    let made = db.deploy(&org, &deploy).await?;
+    let tenant = db.store.tenant(&org.scope);
+    let none = Change::default();
+    let mut config = deploy.config.clone();
+    config.env.insert(clawhq_domain::names::EnvName::parse("LEVEL")?, "debug".to_owned());
+    let release = from_template(&deploy.template, config).map_err(|why| anyhow::anyhow!("{why:?}"))?;
+    let new = || NewRelease { id: mint(), release: release.clone() };
+    let version = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?.workload.version;
+    let (workload, second) =
+        tenant.workloads().revise(made.workload, &new(), "free", Some(version), Some(org.user), &none).await?;
+    assert_eq!((second.number, workload.release, workload.generation), (2, second.id, 2));
+    assert_eq!(second.diff.iter().map(|change| change.field.as_str()).collect::<Vec<_>>(), ["env.LEVEL"]);
+    let late = tenant.workloads().revise(made.workload, &new(), "free", Some(version), None, &none).await;
+    assert!(matches!(late, Err(StoreError::Conflict { current }) if current == workload.version), "{late:?}");
+    // Of many at once each gets a number of its own.
+    let many = (0..8).map(|_| async {
+        let new = new();
+        tenant.workloads().revise(made.workload, &new, "free", None, None, &none).await
+    });
+    let mut numbers = futures::future::join_all(many)
+        .await
+        .into_iter()
+        .map(|outcome| outcome.map(|(_, release)| release.number))
+        .collect::<Result<Vec<_>, _>>()?;
+    numbers.sort_unstable();
+    assert_eq!(numbers, (3..11).collect::<Vec<_>>());
+    let releases = tenant.workloads().releases(made.workload, Some(3), 10).await?;
+    assert_eq!(releases.iter().map(|release| release.number).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(releases[0].release, release);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failure_is_final_and_keeps_its_reason() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    let (slot, _) = made.placed.slot.expect("cold");
+    let failure = Failure {
+        kind: FailureKind::Command,
+        message: "no such file".to_owned(),
+        exit: Some(clawhq_domain::slot::Exit::Code(127)),
+        log_tail: vec!["oh".to_owned()],
+    };
+    let report = SlotReport {
+        slot,
+        generation: 1,
+        instance: Some(made.instance),
+        state: SlotState::Failed,
+        run: 1,
+        container: None,
+        image_digest: None,
+        failure: Some(failure.clone()),
+        steps: Vec::new(),
+        at: 0,
+    };
+    db.system().slots().observe(node.id, node.epoch, &report, None).await?;
+    let tenant = db.store.tenant(&org.scope);
+    let late = Failure { kind: FailureKind::Probe, ..failure.clone() };
+    assert!(!tenant.workloads().fail(made.instance, &late, &Change::default()).await?);
+    tenant.workloads().leave(made.instance, &Change::default()).await?;
+    db.report(&node, slot, 2, SlotState::Absent).await?;
+    let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    assert_eq!(detail.instances[0].failure, Some(failure));
+    assert!(detail.instances[0].ended_at.is_some());
+    assert_eq!(lifecycle::shown(&detail.view(), false).0, Shown::Failed);
+    // Not a transient failure: nothing more is tried by itself.
+    assert_eq!(lifecycle::converge(&detail.view(), i64::MAX / 4).acts, []);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restart_reaches_the_running_container_alone() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    let (slot, _) = made.placed.slot.expect("cold");
+    let tenant = db.store.tenant(&org.scope);
+    assert_eq!(tenant.workloads().restart(made.workload, &Change::default()).await?, Some((slot, node.id)));
+    let desired = db.system().slots().desired(&[slot]).await?.remove(0);
+    assert_eq!((desired.generation, desired.claim.expect("claimed").restart), (2, 1));
+    tenant.workloads().leave(made.instance, &Change::default()).await?;
+    assert_eq!(tenant.workloads().restart(made.workload, &Change::default()).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_join_token_works_once_and_the_newest_stream_wins() -> Result<()> {
+    let db = TestDb::new().await?;
+    let nodes = db.system().nodes();
+    let token = TokenHash::of("join");
+    let id = mint();
+    nodes.create(&NewNode { id, name: "n".to_owned(), join_token: token, join_lifetime_ms: 60_000 }).await?;
+    let facts =
+        NodeFacts { capacity_mib: 1000, slots_max: 10, disk_free_mib: 1, ready: true, facts: clawhq_store::Json::Null };
+    assert!(nodes.open_stream(id, &facts, 1000).await.is_err(), "a node without a certificate speaks");
+    let (one, two) =
+        tokio::join!(nodes.enrol(&token, &[1; 32], 60_000, &facts), nodes.enrol(&token, &[2; 32], 60_000, &facts));
+    let won = [one?, two?];
+    assert_eq!(won.iter().flatten().count(), 1, "a token was used twice");
+    assert_eq!(nodes.enrol(&token, &[3; 32], 60_000, &facts).await?, None);
+    let certificate = if won[0].is_some() { [1; 32] } else { [2; 32] };
+    assert_eq!(nodes.by_certificate(&certificate).await?.map(|node| node.id), Some(id));
+    assert!(nodes.by_certificate(&[3; 32]).await?.is_none());
+
+    let first = nodes.open_stream(id, &facts, 60_000).await?;
+    let second = nodes.open_stream(id, &facts, 60_000).await?;
+    assert!(second > first);
+    let beat = Heartbeat { disk_free_mib: 5, ready: true, lease_ms: 60_000 };
+    assert!(!nodes.heartbeat(id, first, beat).await?);
+    assert!(nodes.heartbeat(id, second, beat).await?);
+
+    // Both certificates hold until the new one is used, then the old one is refused.
+    nodes.renew_certificate(id, &[9; 32], 60_000).await?;
+    assert!(nodes.by_certificate(&certificate).await?.is_some());
+    assert!(nodes.by_certificate(&[9; 32]).await?.is_some());
+    assert!(nodes.by_certificate(&certificate).await?.is_none());
+    nodes.set_state(id, NodeState::Disabled).await?;
+    assert!(nodes.by_certificate(&[9; 32]).await?.is_none());
+    assert!(!nodes.heartbeat(id, second, beat).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_on_a_dead_node_is_given_up_and_replaced() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    let failure = Failure {
+        kind: FailureKind::Runtime,
+        message: "The node is gone.".to_owned(),
+        exit: None,
+        log_tail: Vec::new(),
+    };
+    assert!(db.system().slots().abandon(node.id, &failure).await?.is_empty(), "a live node was given up");
+    db.system().nodes().set_state(node.id, NodeState::Disabled).await?;
+    let lost = db.system().slots().abandon(node.id, &failure).await?;
+    assert_eq!(lost, [(org.scope.org(), made.workload)]);
+    assert_eq!(db.system().nodes().reservation_drift().await?, []);
+    let detail = db.store.tenant(&org.scope).workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    let acts = lifecycle::converge(&detail.view(), i64::MAX / 4).acts;
+    assert_eq!(acts, [Act::Create]);
+    let unsettled = db.system().workloads().unsettled(None, 10).await?;
+    assert_eq!(unsettled.iter().map(|one| one.workload).collect::<Vec<_>>(), [made.workload]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn events_are_read_in_order_and_without_gaps_while_many_write() -> Result<()> {
+    let db = std::sync::Arc::new(TestDb::with_connections(20).await?);
+    let org = db.org("ann", "free").await?;
+    let (store, scope) = (db.store.clone(), org.scope);
+    let writers: Vec<_> = (0..10)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    let event = clawhq_store::NewEvent {
+                        id: mint(),
+                        workload: None,
+                        instance: None,
+                        kind: "x".to_owned(),
+                        message: "x".to_owned(),
+                        data: clawhq_store::Json::Null,
+                    };
+                    let change = Change { events: vec![event], ..Change::default() };
+                    store.tenant(&scope).events().append(&change).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    // A reader that follows "after" sees 1, 2, 3 … whatever the order of the writers' commits.
+    let mut last = 0;
+    while last < 200 {
+        for event in store.tenant(&scope).events().after(None, last, 7).await? {
+            assert_eq!(event.seq, last + 1, "an event was skipped");
+            last = event.seq;
+        }
+    }
+    for writer in writers {
+        writer.await??;
+    }
+    assert_eq!(store.tenant(&scope).events().newest().await?, 200);
+    Ok(())
+}

@@ -5,4 +5,5 @@ mod deploy;
 mod jobs;
 mod lifecycle;
 mod migrations;
+mod scopes;
 mod tenancy;

@@ -173,9 +173,13 @@ async fn raw_sql_as_the_tenant_role_sees_one_org_or_nothing() -> Result<()> {
 
     // Writing for the other org, or moving one's own rows to it, is refused by the policies' checks.
     for attempt in [
-        format!("insert into secrets (org_id, id, name, latest_version) values ('{theirs}', gen_random_uuid(), 'X', 1)"),
+        format!(
+            "insert into secrets (org_id, id, name, latest_version) values ('{theirs}', gen_random_uuid(), 'X', 1)"
+        ),
         format!("update memberships set org_id = '{theirs}'"),
-        format!("insert into events (org_id, seq, id, kind, message) values ('{theirs}', 99, gen_random_uuid(), 'x', 'x')"),
+        format!(
+            "insert into events (org_id, seq, id, kind, message) values ('{theirs}', 99, gen_random_uuid(), 'x', 'x')"
+        ),
         format!("insert into audit (org_id, actor_kind, action, object) values ('{theirs}', 'system', 'x', 'x')"),
         "delete from audit".to_owned(),
         "update audit set action = 'x'".to_owned(),
@@ -218,11 +222,15 @@ async fn a_reference_across_orgs_cannot_be_written() -> Result<()> {
     let workload = uuid(made.workload.as_u128());
     let instance = uuid(made.instance.as_u128());
     for attempt in [
-        format!("insert into releases (org_id, id, workload_id, number, spec, diff)
-            values ('{mine}', gen_random_uuid(), '{workload}', 9, '{{}}', '[]')"),
+        format!(
+            "insert into releases (org_id, id, workload_id, number, spec, diff)
+            values ('{mine}', gen_random_uuid(), '{workload}', 9, '{{}}', '[]')"
+        ),
         format!("update slots set org_id = '{mine}', instance_id = '{instance}' where instance_id is null"),
-        format!("insert into release_secrets select '{mine}', release_id, id, 1 from releases, secrets
-            cross join (select release_id from workloads limit 1) w"),
+        format!(
+            "insert into release_secrets select '{mine}', release_id, id, 1 from releases, secrets
+            cross join (select release_id from workloads limit 1) w"
+        ),
     ] {
         assert!(db.execute(&attempt).await.is_err(), "{attempt}");
     }
