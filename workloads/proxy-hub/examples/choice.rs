@@ -1,7 +1,7 @@
 //! How long a choice of a peer takes among 100,000, and whether it allocates: prints JSON.
 #![allow(unsafe_code)]
 
-use proxy_hub::registry::{Home, Needs, NewPeer, Registry};
+use proxy_hub::registry::{Home, Needs, NewPeer, Registry, Sticky};
 use proxy_hub::target::{Country, Target, parse_params};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -79,7 +79,10 @@ fn main() {
         random ^= random << 17;
         let mixed = random.wrapping_mul(0x2545_f491_4f6c_dd1d);
         match target.sticky() {
-            Some(session) => registry.choose_sticky("alice", session, target, &Needs::default(), true, (1, 600), mixed),
+            Some(session) => {
+                let sticky = Sticky { owner: "alice", session, replace: true, now: 1, life: 600 };
+                registry.choose_sticky(&sticky, target, &Needs::default(), mixed)
+            }
             None => registry.choose(target, &Needs::default(), mixed),
         }
     };

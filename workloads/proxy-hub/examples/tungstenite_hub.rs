@@ -25,7 +25,10 @@ async fn main() -> std::io::Result<()> {
                 response.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("proxyhub.v3"));
                 Ok(response)
             };
-            let Ok(mut socket) = tokio_tungstenite::accept_hdr_async_with_config(stream, protocol, Some(config)).await else { return };
+            let Ok(mut socket) = tokio_tungstenite::accept_hdr_async_with_config(stream, protocol, Some(config)).await
+            else {
+                return;
+            };
             let mut every = tokio::time::interval(Duration::from_secs(12));
             every.tick().await;
             loop {

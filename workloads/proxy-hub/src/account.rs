@@ -239,14 +239,15 @@ impl Account {
 
     /// Takes `bytes` from the rate limit; how long to wait before the next, if over it.
     pub fn throttle(&self, bytes: u64) -> Option<Duration> {
-        self.chain().filter_map(|account| {
-            let rate = account.spec.limits.bytes_per_second? as f64;
-            let mut bucket = account.live.bytes.lock();
-            bucket.refill(rate, Instant::now());
-            bucket.level -= bytes as f64;
-            (bucket.level < 0.0).then(|| Duration::from_secs_f64((-bucket.level / rate).min(5.0)))
-        })
-        .max()
+        self.chain()
+            .filter_map(|account| {
+                let rate = account.spec.limits.bytes_per_second? as f64;
+                let mut bucket = account.live.bytes.lock();
+                bucket.refill(rate, Instant::now());
+                bucket.level -= bytes as f64;
+                (bucket.level < 0.0).then(|| Duration::from_secs_f64((-bucket.level / rate).min(5.0)))
+            })
+            .max()
     }
 
     pub fn is_throttled(&self) -> bool {

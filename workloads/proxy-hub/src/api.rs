@@ -38,7 +38,8 @@ pub struct Problem {
 }
 
 fn problem(status: StatusCode, detail: impl Into<String>) -> Response {
-    let body = Problem { status: status.as_u16(), title: status.canonical_reason().unwrap_or("Error"), detail: detail.into() };
+    let body =
+        Problem { status: status.as_u16(), title: status.canonical_reason().unwrap_or("Error"), detail: detail.into() };
     (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(body)).into_response()
 }
 
@@ -64,13 +65,21 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     router().split_for_parts().1
 }
 
-pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>, ledger: Arc<Ledger>, mut stopped: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    shared: Arc<Shared>,
+    ledger: Arc<Ledger>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let app = App { shared, ledger, cpu: Arc::default() };
     let (router, document) = router().split_for_parts();
     let document = document.to_json().unwrap_or_default();
     let router = router
         .route("/", axum::routing::get(|| async { Html(include_str!("page.html")) }))
-        .route("/openapi.json", axum::routing::get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
+        .route(
+            "/openapi.json",
+            axum::routing::get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }),
+        )
         .layer(middleware::from_fn_with_state(app.clone(), authorize))
         .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
         .with_state(app);
@@ -144,7 +153,8 @@ struct Stats {
 async fn stats(State(app): State<App>) -> Json<Stats> {
     let s = &app.shared;
     let m = &s.metrics;
-    let refused = [Outcome::Auth, Outcome::Denied, Outcome::Limited, Outcome::Malformed].map(|o| m.requests(o)).iter().sum();
+    let refused =
+        [Outcome::Auth, Outcome::Denied, Outcome::Limited, Outcome::Malformed].map(|o| m.requests(o)).iter().sum();
     Json(Stats {
         hub: s.config.hub.name.clone(),
         uptime_seconds: s.now(),
@@ -160,7 +170,12 @@ async fn stats(State(app): State<App>) -> Json<Stats> {
         requests_failed: m.requests(Outcome::Failed) + m.requests(Outcome::NoPeer),
         registrations: m.registrations.load(Relaxed),
         peers_dead: m.peers_dead.load(Relaxed),
-        by_country: s.registry.by_country().into_iter().map(|(c, peers)| CountryCount { country: c.to_string(), peers }).collect(),
+        by_country: s
+            .registry
+            .by_country()
+            .into_iter()
+            .map(|(c, peers)| CountryCount { country: c.to_string(), peers })
+            .collect(),
         other_hubs: s.others.read().get("*").into_iter().flatten().map(|h| h.name.clone()).collect(),
     })
 }
@@ -232,7 +247,8 @@ fn tell_peer(app: &App, device: &str, make: impl FnOnce(u32, u32) -> Command) ->
     let Some((_, home, ..)) = app.shared.registry.find(device, 0) else {
         return problem(StatusCode::NOT_FOUND, "no such peer is registered");
     };
-    let sent = app.shared.remotes.get().and_then(|r| r.get(home.shard as usize)).map(|r| r.send(make(home.slot, home.serial)));
+    let sent =
+        app.shared.remotes.get().and_then(|r| r.get(home.shard as usize)).map(|r| r.send(make(home.slot, home.serial)));
     match sent {
         Some(Ok(())) => StatusCode::ACCEPTED.into_response(),
         _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the hub is too busy; try again"),
@@ -375,7 +391,11 @@ async fn metrics(State(app): State<App>) -> Response {
     let extra = [
         ("system_memory_used_percent", "Memory of the machine in use.", memory_percent()),
         ("system_cpu_used_percent", "CPU of the machine in use since the last look.", cpu_percent(&app)),
-        ("postgres_connections_active", "Connections to PostgreSQL in use.", f64::from(app.ledger.postgres_connections())),
+        (
+            "postgres_connections_active",
+            "Connections to PostgreSQL in use.",
+            f64::from(app.ledger.postgres_connections()),
+        ),
         ("runtime_tasks", "Tasks of the runtime beside the shards.", tasks),
         ("hub_peers_registered", "Peers registered.", app.shared.registry.len() as f64),
         ("hub_sessions", "Sticky sessions.", app.shared.registry.sessions() as f64),

@@ -206,7 +206,8 @@ impl Config {
             && let Ok(token) = std::env::var(Self::API_TOKEN)
             && !token.is_empty()
         {
-            config.api.token_sha256 = Some(crate::account::hash_key(&token).iter().map(|b| format!("{b:02x}")).collect());
+            config.api.token_sha256 =
+                Some(crate::account::hash_key(&token).iter().map(|b| format!("{b:02x}")).collect());
         }
         config.check().map_err(|(section, key, what)| error(line_of(text, section, key), what))?;
         Ok(config)
@@ -229,7 +230,11 @@ impl Config {
         let hashes = self.peers.tokens_sha256.iter().map(|h| ("peers", "tokens_sha256", h));
         for (section, key, hash) in hashes.chain(self.api.token_sha256.iter().map(|h| ("api", "token_sha256", h))) {
             if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return fail(section, key, format!("{key} must be 64 hex digits; make one with `printf %s TOKEN | sha256sum`"));
+                return fail(
+                    section,
+                    key,
+                    format!("{key} must be 64 hex digits; make one with `printf %s TOKEN | sha256sum`"),
+                );
             }
         }
         if version(&self.peers.min_version).is_none() {
@@ -265,12 +270,20 @@ impl Config {
         }
         for path in &self.geo.databases {
             if !path.is_file() {
-                return fail("geo", "databases", format!("{} does not exist; supply an MMDB file or remove it from databases", path.display()));
+                return fail(
+                    "geo",
+                    "databases",
+                    format!("{} does not exist; supply an MMDB file or remove it from databases", path.display()),
+                );
             }
         }
         if let Some(directory) = &self.directory {
             if directory.secret.len() < 16 {
-                return fail("directory", "secret", "secret must have at least 16 characters, the same on all hubs".into());
+                return fail(
+                    "directory",
+                    "secret",
+                    "secret must have at least 16 characters, the same on all hubs".into(),
+                );
             }
             if !directory.redis.starts_with("redis://") && !directory.redis.starts_with("unix:") {
                 return fail("directory", "redis", "redis must be a URL such as redis://127.0.0.1:6379".into());
@@ -282,7 +295,11 @@ impl Config {
                 return fail("customer", &customer.name, what);
             }
             if !names.insert(&customer.name) {
-                return fail("customer", &customer.name, format!("two customers are named '{}'; names must differ", customer.name));
+                return fail(
+                    "customer",
+                    &customer.name,
+                    format!("two customers are named '{}'; names must differ", customer.name),
+                );
             }
         }
         Ok(())
@@ -360,8 +377,14 @@ mod tests {
             error(text),
             "hub.toml:3: the API would be open to the network: set token_sha256 (or PROXY_HUB_API_TOKEN), or listen on 127.0.0.1"
         );
-        assert!(error("[peers]\nheartbeat_seconds = 60\n").starts_with("hub.toml:2: heartbeat_seconds = 60: must be 1 to 14"));
-        assert!(error("[policy]\nallow = [\"10.0.0.0/40\"]\n").contains("hub.toml:2: allow: '10.0.0.0/40': the prefix length"));
+        assert!(
+            error("[peers]\nheartbeat_seconds = 60\n")
+                .starts_with("hub.toml:2: heartbeat_seconds = 60: must be 1 to 14")
+        );
+        assert!(
+            error("[policy]\nallow = [\"10.0.0.0/40\"]\n")
+                .contains("hub.toml:2: allow: '10.0.0.0/40': the prefix length")
+        );
         let two = "[[customer]]\nname = \"a\"\nallow_ips = [\"1.2.3.4\"]\n[[customer]]\nname = \"b\"\n";
         assert!(error(two).starts_with("hub.toml:5: customer 'b' has neither key_sha256 nor allow_ips"));
         assert!(error("[geo]\ndatabases = [\"/nonexistent.mmdb\"]\n").contains("supply an MMDB file"));

@@ -42,7 +42,9 @@ impl Host {
         }
         let last = name.rsplit('.').next().unwrap_or(name);
         let numeric = last.bytes().all(|b| b.is_ascii_digit())
-            || (last.len() >= 2 && last[..2].eq_ignore_ascii_case("0x") && last[2..].bytes().all(|b| b.is_ascii_hexdigit()));
+            || (last.len() >= 2
+                && last[..2].eq_ignore_ascii_case("0x")
+                && last[2..].bytes().all(|b| b.is_ascii_hexdigit()));
         (!numeric).then(|| Host::Name(name.to_ascii_lowercase()))
     }
 }
@@ -117,7 +119,8 @@ impl FromStr for Net {
             Some((ip, bits)) => (ip, Some(bits)),
             None => (s, None),
         };
-        let ip: IpAddr = ip.trim().parse().map_err(|_| format!("'{s}' is not an address or a block such as 192.0.2.0/24"))?;
+        let ip: IpAddr =
+            ip.trim().parse().map_err(|_| format!("'{s}' is not an address or a block such as 192.0.2.0/24"))?;
         let most = if ip.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             None => most,
@@ -197,8 +200,9 @@ impl Policy {
                 if under(&self.deny_domains) || (!self.only_domains.is_empty() && !under(&self.only_domains)) {
                     return Err(Denied::Domain);
                 }
-                let local = ["localhost", "local", "internal", "home.arpa", "lan"].iter().any(|top| is_under(name, top))
-                    || !name.contains('.');
+                let local =
+                    ["localhost", "local", "internal", "home.arpa", "lan"].iter().any(|top| is_under(name, top))
+                        || !name.contains('.');
                 // With private blocks allowed, names for them are meant to work; their addresses are still checked.
                 if local && self.allow.is_empty() { Err(Denied::LocalName) } else { Ok(()) }
             }
@@ -289,16 +293,57 @@ mod tests {
     #[test]
     fn what_is_not_public_is_refused_in_every_dress() {
         for bad in [
-            "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "100.127.255.255", "127.0.0.1", "169.254.169.254",
-            "172.16.0.1", "172.31.255.255", "192.168.1.1", "192.0.0.8", "198.18.0.1", "224.0.0.1", "255.255.255.255",
-            "240.0.0.1", "168.63.129.16", "::", "::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::10.0.0.1",
-            "64:ff9b::a00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::808:808", "2002:a00:1::", "2002:7f00:1::1",
-            "2001::1", "2001:db8::1", "fc00::1", "fd00:ec2::254", "fe80::1", "fec0::1", "ff02::1", "100::1", "3fff::1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.100.100.200",
+            "100.127.255.255",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "192.0.0.8",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "168.63.129.16",
+            "::",
+            "::1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+            "::10.0.0.1",
+            "64:ff9b::a00:1",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::808:808",
+            "2002:a00:1::",
+            "2002:7f00:1::1",
+            "2001::1",
+            "2001:db8::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "100::1",
+            "3fff::1",
         ] {
             assert_eq!(Policy::default().check_ip(ip(bad)), Err(Denied::Address), "{bad}");
         }
-        for good in ["1.1.1.1", "100.63.0.1", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.0.1.1", "::ffff:8.8.8.8",
-            "64:ff9b::808:808", "2002:808:808::1", "2606:4700::1111", "2a00::1"] {
+        for good in [
+            "1.1.1.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "2002:808:808::1",
+            "2606:4700::1111",
+            "2a00::1",
+        ] {
             assert_eq!(Policy::default().check_ip(ip(good)), Ok(()), "{good}");
         }
     }
@@ -311,7 +356,8 @@ mod tests {
         assert_eq!(check("example.com:443"), Ok(()));
         assert_eq!(check("www.bank.example:443"), Err(Denied::Domain));
         assert_eq!(check("notbank.example:443"), Ok(()));
-        for local in ["localhost:80", "a.localhost:80", "printer.local:80", "metadata.google.internal:80", "router:80"] {
+        for local in ["localhost:80", "a.localhost:80", "printer.local:80", "metadata.google.internal:80", "router:80"]
+        {
             assert_eq!(check(local), Err(Denied::LocalName), "{local}");
         }
         let only = Policy { only_domains: vec!["ok.example".into()], only_ports: vec![443], ..Policy::default() };
@@ -326,7 +372,9 @@ mod tests {
 
     #[test]
     fn numbers_in_disguise_are_no_names() {
-        for bad in ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "1.2.3.0x4", "a b", "", "-a.b", "a..b", "x/y", "u@h"] {
+        for bad in
+            ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "1.2.3.0x4", "a b", "", "-a.b", "a..b", "x/y", "u@h"]
+        {
             assert_eq!(Host::parse(bad), None, "{bad}");
         }
         assert_eq!(Host::parse("EXAMPLE.com."), Some(Host::Name("example.com".into())));

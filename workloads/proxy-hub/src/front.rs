@@ -33,7 +33,9 @@ pub fn proxy_header(buf: &[u8]) -> Header {
     let Some(end) = buf.iter().take(V1_MOST).position(|b| *b == b'\n') else {
         return if buf.len() >= V1_MOST { Header::Bad } else { Header::More };
     };
-    let Some(line) = buf[..end].strip_suffix(b"\r").and_then(|l| std::str::from_utf8(l).ok()) else { return Header::Bad };
+    let Some(line) = buf[..end].strip_suffix(b"\r").and_then(|l| std::str::from_utf8(l).ok()) else {
+        return Header::Bad;
+    };
     let parts: Vec<&str> = line.split(' ').collect();
     match parts[..] {
         ["PROXY", "UNKNOWN", ..] => Header::Found(end + 1, None),
@@ -114,7 +116,11 @@ mod tests {
     fn forwarded_for_is_read_from_the_right() {
         let trusted = ["10.0.0.0/8".parse().expect("net")];
         let got = |s: &str| forwarded_for(s, &trusted).map(|ip| ip.to_string());
-        assert_eq!(got("6.6.6.6, 192.0.2.1, 10.0.0.2").as_deref(), Some("192.0.2.1"), "what a client invents is left of its own");
+        assert_eq!(
+            got("6.6.6.6, 192.0.2.1, 10.0.0.2").as_deref(),
+            Some("192.0.2.1"),
+            "what a client invents is left of its own"
+        );
         assert_eq!(got("192.0.2.1:5000").as_deref(), Some("192.0.2.1"));
         assert_eq!(got("10.0.0.1"), None);
         assert_eq!(got("192.0.2.1, garbage, 10.0.0.2"), None);

@@ -69,10 +69,7 @@ impl Reader<memmap2::Mmap> {
 impl<B: Deref<Target = [u8]>> Reader<B> {
     pub fn new(bytes: B) -> Result<Self, &'static str> {
         let window = bytes.len().saturating_sub(128 * 1024);
-        let at = bytes[window..]
-            .windows(MARKER.len())
-            .rposition(|w| w == MARKER)
-            .ok_or("no metadata")?;
+        let at = bytes[window..].windows(MARKER.len()).rposition(|w| w == MARKER).ok_or("no metadata")?;
         let meta = window + at + MARKER.len();
         let section = Section { bytes: &bytes[meta..] };
         let (root, _) = section.value(0, 0).ok_or("unreadable metadata")?;
@@ -80,7 +77,8 @@ impl<B: Deref<Target = [u8]>> Reader<B> {
             Some(Value::Number(n)) => Some(n as usize),
             _ => None,
         };
-        let (nodes, record) = (number("node_count").ok_or("no node count")?, number("record_size").ok_or("no record size")?);
+        let (nodes, record) =
+            (number("node_count").ok_or("no node count")?, number("record_size").ok_or("no record size")?);
         if number("binary_format_major_version") != Some(2) || !matches!(record, 24 | 28 | 32) {
             return Err("unknown version or record size");
         }
@@ -108,8 +106,12 @@ impl<B: Deref<Target = [u8]>> Reader<B> {
                 let b = &b[bit * 3..];
                 usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2])
             }
-            (28, 0) => usize::from(b[3] >> 4) << 24 | usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2]),
-            (28, _) => usize::from(b[3] & 15) << 24 | usize::from(b[4]) << 16 | usize::from(b[5]) << 8 | usize::from(b[6]),
+            (28, 0) => {
+                usize::from(b[3] >> 4) << 24 | usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2])
+            }
+            (28, _) => {
+                usize::from(b[3] & 15) << 24 | usize::from(b[4]) << 16 | usize::from(b[5]) << 8 | usize::from(b[6])
+            }
             _ => {
                 let b = &b[bit * 4..];
                 u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize
@@ -404,7 +406,11 @@ mod tests {
         vec![
             (Ipv4Addr::new(127, 1, 0, 0), 16, place("US", "florida", "miami", 7018)),
             (Ipv4Addr::new(127, 2, 0, 0), 16, place("DE", "berlin", "berlin", 3320)),
-            (Ipv4Addr::new(198, 51, 100, 7), 32, place("GB", "a state whose name is longer than 28 bytes", "london", 65536)),
+            (
+                Ipv4Addr::new(198, 51, 100, 7),
+                32,
+                place("GB", "a state whose name is longer than 28 bytes", "london", 65536),
+            ),
         ]
     }
 

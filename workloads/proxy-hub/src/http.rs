@@ -16,7 +16,11 @@ const MAX_HEADERS: usize = 100;
 pub enum Ask {
     Connect(Dest),
     /// Send `head` to the destination, then the body.
-    Forward { dest: Dest, head: Vec<u8>, body: Body },
+    Forward {
+        dest: Dest,
+        head: Vec<u8>,
+        body: Body,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -51,11 +55,8 @@ pub fn request(buf: &[u8]) -> Result<Option<Request>, Refusal> {
         Err(_) => return refuse(400, "malformed request"),
     };
     let (method, target) = (head.method.unwrap_or(""), head.path.unwrap_or(""));
-    let login = head
-        .headers
-        .iter()
-        .find(|h| h.name.eq_ignore_ascii_case("proxy-authorization"))
-        .and_then(|h| basic(h.value));
+    let login =
+        head.headers.iter().find(|h| h.name.eq_ignore_ascii_case("proxy-authorization")).and_then(|h| basic(h.value));
     let ask = if method == "CONNECT" {
         match Dest::parse(target) {
             Some(dest) => Ask::Connect(dest),
@@ -79,11 +80,8 @@ fn forward(method: &str, target: &str, version: u8, headers: &[httparse::Header<
     // What stands before an @ would be credentials for the origin: clients send those in a header.
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let has_port = authority.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
-    let dest = if has_port {
-        Dest::parse(authority)
-    } else {
-        Host::parse(authority).map(|host| Dest { host, port: 80 })
-    };
+    let dest =
+        if has_port { Dest::parse(authority) } else { Host::parse(authority).map(|host| Dest { host, port: 80 }) };
     let Some(dest) = dest else { return refuse(400, "malformed URL") };
 
     let dropped: Vec<&str> = headers
@@ -94,8 +92,17 @@ fn forward(method: &str, target: &str, version: u8, headers: &[httparse::Header<
         .map(str::trim)
         .collect();
     let hop_by_hop = |name: &str| {
-        const HOP: &[&str] =
-            &["connection", "proxy-connection", "keep-alive", "proxy-authorization", "proxy-authenticate", "te", "trailer", "upgrade", "host"];
+        const HOP: &[&str] = &[
+            "connection",
+            "proxy-connection",
+            "keep-alive",
+            "proxy-authorization",
+            "proxy-authenticate",
+            "te",
+            "trailer",
+            "upgrade",
+            "host",
+        ];
         HOP.iter().any(|h| name.eq_ignore_ascii_case(h))
     };
 
@@ -161,7 +168,10 @@ fn basic(value: &[u8]) -> Option<(String, String)> {
 pub enum Body {
     /// Bytes still to come.
     Length(u64),
-    Chunked { state: Chunk, left: u64 },
+    Chunked {
+        state: Chunk,
+        left: u64,
+    },
     Done,
 }
 
@@ -224,7 +234,13 @@ impl Body {
                         (Chunk::Extension, b'\r') => Chunk::SizeLf,
                         (Chunk::Extension, b'\n') => return refuse(400, "bare line feed in a chunk size"),
                         (Chunk::Extension, _) => Chunk::Extension,
-                        (Chunk::SizeLf, b'\n') => if *left == 0 { Chunk::Trailer } else { Chunk::Data },
+                        (Chunk::SizeLf, b'\n') => {
+                            if *left == 0 {
+                                Chunk::Trailer
+                            } else {
+                                Chunk::Data
+                            }
+                        }
                         (Chunk::DataCr, b'\r') => Chunk::DataLf,
                         (Chunk::DataLf, b'\n') => Chunk::Size,
                         (Chunk::Trailer, b'\r') => Chunk::LastLf,

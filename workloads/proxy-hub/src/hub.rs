@@ -9,7 +9,7 @@ use crate::front;
 use crate::http;
 use crate::link::{self, Carries, Opened, kind};
 use crate::metrics::Outcome;
-use crate::registry::{Choice, Home, Needs, NewPeer, PeerId};
+use crate::registry::{Choice, Home, Needs, NewPeer, PeerId, Sticky};
 use crate::relay;
 use crate::shared::{Command, Lookup, Shared};
 use crate::socks::{self, Reply};
@@ -54,6 +54,8 @@ const MESSAGE_MOST: usize = 128 * 1024;
 const EARLY_MOST: usize = 64 * 1024;
 /// With this much waiting for one legacy customer its peer is not read: legacy has no credit.
 const LEGACY_BACKLOG: usize = 256 * 1024;
+/// A legacy tunnel whose customer has ended its direction is given up after this without a byte.
+const LEGACY_HALF_CLOSED: Duration = Duration::from_secs(5);
 /// A datagram is dropped when its peer has this much waiting.
 const DATAGRAM_BACKLOG: usize = 256 * 1024;
 /// How long an ended customer may take to read what is left for it.
@@ -489,7 +491,14 @@ impl Hub {
         }
     }
 
-    fn compact_piece(&mut self, io: &mut Io, slot: u32, chunk: &[u8], first: bool, last: bool) -> Result<(), &'static str> {
+    fn compact_piece(
+        &mut self,
+        io: &mut Io,
+        slot: u32,
+        chunk: &[u8],
+        first: bool,
+        last: bool,
+    ) -> Result<(), &'static str> {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(()) };
         if first {
             peer.current = 0;
@@ -533,7 +542,14 @@ impl Hub {
         self.compact_frame(io, slot, bytes[0], stream, &bytes[link::HEADER..])
     }
 
-    fn compact_frame(&mut self, io: &mut Io, slot: u32, kind: u8, stream: u32, body: &[u8]) -> Result<(), &'static str> {
+    fn compact_frame(
+        &mut self,
+        io: &mut Io,
+        slot: u32,
+        kind: u8,
+        stream: u32,
+        body: &[u8],
+    ) -> Result<(), &'static str> {
         let Some(peer) = self.peers.get(slot) else { return Ok(()) };
         if kind == kind::HELLO {
             if peer.stage != PeerStage::Hello {
@@ -562,7 +578,8 @@ impl Hub {
             kind::EOF => self.peer_eof(io, customer),
             kind::RESET => self.tunnel_broke_by_peer(io, customer),
             kind::CREDIT => {
-                let more = body.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes).ok_or("malformed credit")?;
+                let more =
+                    body.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes).ok_or("malformed credit")?;
                 if let Some(c) = self.customers.get_mut(customer) {
                     c.credit = (c.credit + u64::from(more)).min(1 << 32);
                 }
@@ -700,7 +717,14 @@ impl Hub {
 
     // --- the legacy protocol -----------------------------------------------------------------------------------
 
-    fn legacy_piece(&mut self, io: &mut Io, slot: u32, chunk: &[u8], first: bool, last: bool) -> Result<(), &'static str> {
+    fn legacy_piece(
+        &mut self,
+        io: &mut Io,
+        slot: u32,
+        chunk: &[u8],
+        first: bool,
+        last: bool,
+    ) -> Result<(), &'static str> {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(()) };
         if peer.stage != PeerStage::Ready {
             return Err("not registered");
@@ -784,8 +808,10 @@ impl Hub {
                 let data = message.data.unwrap_or_default();
                 let welcomed = peer.stage == PeerStage::Welcomed;
                 let partial = peer.partial.get_or_insert_default();
-                let device = if partial.device.is_empty() { clip(&data.device_id, 128) } else { partial.device.clone() };
-                let version = if partial.version.is_empty() { clip(&data.sdk_version, 32) } else { partial.version.clone() };
+                let device =
+                    if partial.device.is_empty() { clip(&data.device_id, 128) } else { partial.device.clone() };
+                let version =
+                    if partial.version.is_empty() { clip(&data.sdk_version, 32) } else { partial.version.clone() };
                 let country = if partial.country.is_empty() { clip(&data.country, 2) } else { partial.country.clone() };
                 if device.is_empty() {
                     self.refuse_peer(io, slot, "no device id");
@@ -823,7 +849,9 @@ impl Hub {
                 let Some(stream) = link::legacy_stream(data.tunnel_id.as_bytes()) else { return Ok(()) };
                 let bytes = STANDARD.decode(&data.data).map_err(|_| "malformed base64")?;
                 self.down(io, slot, stream, &bytes)?;
-                if data.eof && let Some(customer) = self.customer_of(slot, stream) {
+                if data.eof
+                    && let Some(customer) = self.customer_of(slot, stream)
+                {
                     self.legacy_eof(io, customer);
                 }
             }
@@ -918,7 +946,11 @@ impl Hub {
                 Stage::SocksRequest => match socks::request(&c.buffer) {
                     socks::Parsed::More => return,
                     socks::Parsed::Bad(why) => {
-                        return self.refuse(io, slot, Refusal::new(Reply::GeneralFailure, 400, Outcome::Malformed, why));
+                        return self.refuse(
+                            io,
+                            slot,
+                            Refusal::new(Reply::GeneralFailure, 400, Outcome::Malformed, why),
+                        );
                     }
                     socks::Parsed::Done(Err(reply), _) => {
                         return self.refuse(io, slot, Refusal::new(reply, 400, Outcome::Malformed, "unusable address"));
@@ -936,7 +968,11 @@ impl Hub {
                             }
                             _ => {
                                 let why = "only CONNECT and UDP ASSOCIATE are served";
-                                return self.refuse(io, slot, Refusal::new(Reply::CommandNotSupported, 501, Outcome::Malformed, why));
+                                return self.refuse(
+                                    io,
+                                    slot,
+                                    Refusal::new(Reply::CommandNotSupported, 501, Outcome::Malformed, why),
+                                );
                             }
                         }
                     }
@@ -978,7 +1014,9 @@ impl Hub {
                     }
                 },
                 Stage::RelayHead => {
-                    let Some(config) = &self.shared.config.directory else { return self.drop_customer(io, slot, Outcome::Malformed) };
+                    let Some(config) = &self.shared.config.directory else {
+                        return self.drop_customer(io, slot, Outcome::Malformed);
+                    };
                     match relay::parse(&c.buffer, &config.secret, unix_now()) {
                         relay::Parsed::More => return,
                         relay::Parsed::Bad => return self.drop_customer(io, slot, Outcome::Malformed),
@@ -1051,13 +1089,21 @@ impl Hub {
         let policy = self.shared.policy.read().clone();
         if let Some(dest) = &c.dest {
             if let Err(denied) = policy.check(dest) {
-                return self.refuse(io, slot, Refusal::new(Reply::NotAllowed, 403, Outcome::Denied, denied.to_string()));
+                return self.refuse(
+                    io,
+                    slot,
+                    Refusal::new(Reply::NotAllowed, 403, Outcome::Denied, denied.to_string()),
+                );
             }
             match &dest.host {
                 Host::Ip(ip) => c.addr = Some(*ip),
                 Host::Name(name) => {
-                    let lookup = Lookup { shard: self.shard.into(), slot, serial: c.serial, name: name.clone(), datagram: None };
-                    c.deadline = io.arm(Duration::from_secs(self.shared.config.customers.open_seconds), timed(CUSTOMER, slot, c.serial));
+                    let lookup =
+                        Lookup { shard: self.shard.into(), slot, serial: c.serial, name: name.clone(), datagram: None };
+                    c.deadline = io.arm(
+                        Duration::from_secs(self.shared.config.customers.open_seconds),
+                        timed(CUSTOMER, slot, c.serial),
+                    );
                     if self.shared.lookups.try_send(lookup).is_err() {
                         let why = "too many names are being resolved";
                         return self.refuse(io, slot, Refusal::new(Reply::GeneralFailure, 503, Outcome::Failed, why));
@@ -1107,15 +1153,8 @@ impl Hub {
                 other = relay::keeper(&shared, &c.target, owner, session);
             }
             if other.is_none() {
-                choice = shared.registry.choose_sticky(
-                    owner,
-                    session,
-                    &c.target,
-                    &needs,
-                    replace,
-                    (shared.now(), life),
-                    random,
-                );
+                let sticky = Sticky { owner, session, replace, now: shared.now(), life };
+                choice = shared.registry.choose_sticky(&sticky, &c.target, &needs, random);
             }
         } else if c.tried.is_empty() || c.target.failover != Failover::None {
             choice = shared.registry.choose(&c.target, &needs, random);
@@ -1133,7 +1172,9 @@ impl Hub {
         let Some(choice) = choice else {
             let tried = !c.tried.is_empty();
             let refusal = match (tried, &c.target.country) {
-                (true, _) => Refusal::new(Reply::GeneralFailure, 502, Outcome::Failed, "no exit could open the connection"),
+                (true, _) => {
+                    Refusal::new(Reply::GeneralFailure, 502, Outcome::Failed, "no exit could open the connection")
+                }
                 (_, Some(country)) => {
                     let what = format!("no exit available for {country} with what was asked");
                     Refusal::new(Reply::NetworkUnreachable, 503, Outcome::NoPeer, what)
@@ -1166,7 +1207,10 @@ impl Hub {
     fn open(&mut self, io: &mut Io, slot: u32, choice: Choice) {
         let Some(c) = self.customers.get_mut(slot) else { return };
         c.tried.push(choice.peer);
-        let peer = self.peers.get_mut(choice.home.slot).filter(|p| p.serial == choice.home.serial && p.id == Some(choice.peer));
+        let peer = self
+            .peers
+            .get_mut(choice.home.slot)
+            .filter(|p| p.serial == choice.home.serial && p.id == Some(choice.peer));
         let claimed = peer.is_some() && self.shared.registry.tunnel_begins(choice.peer);
         let Some(peer) = peer.filter(|_| claimed) else {
             return self.try_another(io, slot, Opened::Full);
@@ -1226,7 +1270,9 @@ impl Hub {
         let moved = c.up + c.down;
         self.shared.registry.tunnel_ends(id, moved);
         self.shared.metrics.tunnels.fetch_sub(1, Relaxed);
-        if moved > 0 && let Some(device) = self.shared.registry.device(id) {
+        if moved > 0
+            && let Some(device) = self.shared.registry.device(id)
+        {
             *self.shared.peer_bytes.lock().entry(device).or_default() += moved;
         }
         if let Some(peer) = self.peers.get_mut(peer_slot) {
@@ -1369,11 +1415,9 @@ impl Hub {
                     c.throttled = true;
                     io.arm(wait, timed(CUSTOMER, slot, c.serial));
                 }
-                if account.spec.limits.quota_bytes.is_some() || account.parent.is_some() {
-                    if account.over_quota() {
-                        self.end(io, slot, Some(Outcome::Limited));
-                        return bytes.len();
-                    }
+                if account.over_quota() {
+                    self.end(io, slot, Some(Outcome::Limited));
+                    return bytes.len();
                 }
             }
         }
@@ -1412,13 +1456,15 @@ impl Hub {
         if c.eof_sent || !c.buffer.is_empty() {
             return;
         }
-        // A legacy EOF would end the answer too; it is sent when the tunnel ends.
-        if c.compact {
-            c.eof_sent = true;
-            let frame = link::header(kind::EOF, Self::stream_of(slot, c.serial));
-            if let Some(token) = self.peers.get(c.peer).map(|p| p.token) {
-                self.send_frame(io, token, &frame);
-            }
+        if !c.compact {
+            // A legacy EOF would end the answer too. Whether the customer has only finished asking, or is gone, shows by
+            // whether an answer still moves.
+            return io.set_idle(c.token, Some(LEGACY_HALF_CLOSED));
+        }
+        c.eof_sent = true;
+        let frame = link::header(kind::EOF, Self::stream_of(slot, c.serial));
+        if let Some(token) = self.peers.get(c.peer).map(|p| p.token) {
+            self.send_frame(io, token, &frame);
         }
     }
 
@@ -1472,7 +1518,11 @@ impl Hub {
             {
                 c.throttled = true;
                 io.arm(wait, timed(CUSTOMER, slot, c.serial));
-                if !c.compact && !c.blocks_peer && let Some(peer) = self.peers.get_mut(c.peer) {
+                io.pause(c.relay);
+                if !c.compact
+                    && !c.blocks_peer
+                    && let Some(peer) = self.peers.get_mut(c.peer)
+                {
                     c.blocks_peer = true;
                     peer.blocked += 1;
                     io.pause(peer.token);
@@ -1514,7 +1564,7 @@ impl Hub {
     fn customer_drained(&mut self, io: &mut Io, slot: u32) {
         let Some(c) = self.customers.get_mut(slot) else { return };
         let unsent = std::mem::take(&mut c.unsent);
-        if c.stage == Stage::RelayTunnel {
+        if c.stage == Stage::RelayTunnel && !c.throttled {
             io.resume(c.relay);
         }
         self.moved_down(io, slot, unsent);
@@ -1646,7 +1696,11 @@ impl Hub {
             ms = c.began.elapsed().as_millis() as u64,
             "tunnel"
         );
+        let peer = c.peer;
         self.leave_peer(slot);
+        if self.shared.is_draining() && self.peers.get(peer).is_some_and(|p| p.tunnels.is_empty()) {
+            self.close_peer(io, peer, ws::close::GOING_AWAY, "hub is draining");
+        }
     }
 
     /// Forgets a customer whose connection is gone.
@@ -1687,6 +1741,7 @@ impl Hub {
         match made {
             Ok((addr, socket)) => {
                 c.stage = Stage::Udp;
+                io.set_idle(c.token, Some(Duration::from_secs(self.shared.config.customers.idle_seconds)));
                 c.association = Some(Box::new(Association { socket, client: None }));
                 io.write(c.token, &socks::reply(Reply::Succeeded, addr));
             }
@@ -1707,6 +1762,7 @@ impl Hub {
             return;
         }
         association.client = Some(from);
+        io.touch(c.token);
         let Some((dest, at)) = socks::udp_header(bytes) else { return };
         if policy.check(&dest).is_err() {
             return;
@@ -1752,6 +1808,7 @@ impl Hub {
         let Some(c) = self.customers.get_mut(slot) else { return };
         let Some(association) = &c.association else { return };
         let (Some(client), socks::Parsed::Done(Ok(_), at)) = (association.client, socks::address(body)) else { return };
+        io.touch(c.token);
         let mut packet = Vec::with_capacity(3 + body.len());
         packet.extend_from_slice(&[0, 0, 0]);
         packet.extend_from_slice(body);
@@ -1906,7 +1963,9 @@ impl Hub {
                     self.shared.registry.opened(id, false);
                 }
                 let stream = Self::stream_of(slot, c.serial);
-                if c.compact && let Some(token) = self.peers.get(c.peer).map(|p| p.token) {
+                if c.compact
+                    && let Some(token) = self.peers.get(c.peer).map(|p| p.token)
+                {
                     let mut frame = link::header(kind::RESET, stream).to_vec();
                     frame.push(0);
                     self.send_frame(io, token, &frame);
@@ -1924,7 +1983,13 @@ impl Hub {
             Stage::Tunnel | Stage::Udp | Stage::RelayTunnel => {
                 c.throttled = false;
                 if c.stage == Stage::RelayTunnel {
-                    return io.resume(c.token);
+                    if c.unsent == 0 {
+                        io.resume(c.relay);
+                    }
+                    if io.queued(c.relay) == 0 {
+                        io.resume(c.token);
+                    }
+                    return;
                 }
                 if c.unsent == 0 {
                     self.unblock_peer(io, slot);
@@ -2208,7 +2273,8 @@ impl Service for Hub {
                     } else if compact {
                         // Each is told its own time, so that they do not all knock at the next hub at once.
                         let wait = Duration::from_secs_f64(0.5 + 10.0 * self.rng.random::<f64>());
-                        let cooldown = link::Cooldown { retry_after_ms: wait.as_millis() as u64, reason: "draining".into() };
+                        let cooldown =
+                            link::Cooldown { retry_after_ms: wait.as_millis() as u64, reason: "draining".into() };
                         self.send_frame(io, token, &link::json(kind::DRAIN, &cooldown));
                     }
                     if let Some(peer) = self.peers.get(slot)

@@ -30,7 +30,14 @@ pub enum LedgerError {
 macro_rules! embedded {
     ($($kind:ty),*) => { $(impl From<$kind> for LedgerError { fn from(e: $kind) -> Self { Self::Embedded(e.to_string()) } })* };
 }
-embedded!(redb::Error, redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+embedded!(
+    redb::Error,
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError
+);
 
 /// What one account moved within one hour.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -46,7 +53,10 @@ pub struct Window {
 pub enum Ledger {
     Embedded(Database),
     /// `hub` tells this hub's counters from other hubs' in the same database.
-    Postgres { pool: sqlx::PgPool, hub: String },
+    Postgres {
+        pool: sqlx::PgPool,
+        hub: String,
+    },
 }
 
 impl Ledger {
@@ -141,11 +151,13 @@ impl Ledger {
             Self::Postgres { pool, hub } => {
                 let mut tx = pool.begin().await?;
                 for (name, now) in counters {
-                    let row = sqlx::query("SELECT up, down, requests FROM hub_folded WHERE hub = $1 AND account = $2 FOR UPDATE")
-                        .bind(hub)
-                        .bind(name)
-                        .fetch_optional(&mut *tx)
-                        .await?;
+                    let row = sqlx::query(
+                        "SELECT up, down, requests FROM hub_folded WHERE hub = $1 AND account = $2 FOR UPDATE",
+                    )
+                    .bind(hub)
+                    .bind(name)
+                    .fetch_optional(&mut *tx)
+                    .await?;
                     let before = row.as_ref().map(|row| row_totals(row, 0)).transpose()?.unwrap_or_default();
                     let delta = now.minus(before);
                     if delta == Totals::default() {
@@ -178,7 +190,11 @@ impl Ledger {
                 let mut out = Vec::new();
                 for row in table.range((account, from)..(account, to.max(from)))? {
                     let (key, value) = row?;
-                    out.push(Window { account: account.to_owned(), hour: key.value().1, totals: totals(value.value()) });
+                    out.push(Window {
+                        account: account.to_owned(),
+                        hour: key.value().1,
+                        totals: totals(value.value()),
+                    });
                 }
                 Ok(out)
             }
@@ -186,7 +202,9 @@ impl Ledger {
                 let rows = sqlx::query("SELECT hour, SUM(up)::bigint, SUM(down)::bigint, SUM(requests)::bigint FROM hub_usage WHERE account = $1 AND hour >= $2 AND hour < $3 GROUP BY hour ORDER BY hour")
                     .bind(account).bind(from).bind(to).fetch_all(pool).await?;
                 rows.iter()
-                    .map(|row| Ok(Window { account: account.to_owned(), hour: row.try_get(0)?, totals: row_totals(row, 1)? }))
+                    .map(|row| {
+                        Ok(Window { account: account.to_owned(), hour: row.try_get(0)?, totals: row_totals(row, 1)? })
+                    })
                     .collect()
             }
         }
@@ -203,7 +221,9 @@ impl Ledger {
             }
             Self::Postgres { pool, .. } => {
                 let rows = sqlx::query("SELECT day, bytes FROM hub_peer_usage WHERE device = $1 ORDER BY day")
-                    .bind(device).fetch_all(pool).await?;
+                    .bind(device)
+                    .fetch_all(pool)
+                    .await?;
                 rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)? as u64))).collect()
             }
         }
@@ -216,7 +236,8 @@ impl Ledger {
                 let tx = db.begin_read()?;
                 let table = tx.open_table(CUSTOMERS)?;
                 let rows = table.iter()?;
-                rows.map(|row| row.map(|(k, v)| (k.value().to_owned(), v.value().to_owned())).map_err(Into::into)).collect()
+                rows.map(|row| row.map(|(k, v)| (k.value().to_owned(), v.value().to_owned())).map_err(Into::into))
+                    .collect()
             }
             Self::Postgres { pool, .. } => {
                 let rows = sqlx::query("SELECT name, body FROM hub_customers").fetch_all(pool).await?;
@@ -241,7 +262,11 @@ impl Ledger {
             }
             Self::Postgres { pool, .. } => {
                 match body {
-                    Some(body) => sqlx::query("INSERT INTO hub_customers VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET body = $2").bind(name).bind(body),
+                    Some(body) => sqlx::query(
+                        "INSERT INTO hub_customers VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET body = $2",
+                    )
+                    .bind(name)
+                    .bind(body),
                     None => sqlx::query("DELETE FROM hub_customers WHERE name = $1").bind(name),
                 }
                 .execute(pool)

@@ -55,7 +55,15 @@ pub fn source(n: usize) -> IpAddr {
 }
 
 /// Starts `count` peers, `pace` a second, numbered from `first`.
-pub async fn peers(hub: SocketAddr, first: usize, count: usize, pace: f64, fleet: &Fleet, options: &Options, stop: &watch::Receiver<bool>) {
+pub async fn peers(
+    hub: SocketAddr,
+    first: usize,
+    count: usize,
+    pace: f64,
+    fleet: &Fleet,
+    options: &Options,
+    stop: &watch::Receiver<bool>,
+) {
     let began = Instant::now();
     for n in first..first + count {
         let own = Options { hub, device: format!("sim-{n}"), source: Some(source(n)), ..options.clone() };
@@ -84,7 +92,12 @@ pub async fn echo() -> std::io::Result<SocketAddr> {
 }
 
 /// Opens a tunnel by SOCKS5. The error is the reply code.
-pub async fn socks(customers: SocketAddr, user: &str, key: &str, to: SocketAddr) -> std::io::Result<Result<tokio::net::TcpStream, u8>> {
+pub async fn socks(
+    customers: SocketAddr,
+    user: &str,
+    key: &str,
+    to: SocketAddr,
+) -> std::io::Result<Result<tokio::net::TcpStream, u8>> {
     let mut stream = tokio::net::TcpStream::connect(customers).await?;
     stream.set_nodelay(true)?;
     let mut hello = vec![5, 1, 2, 1, user.len() as u8];
@@ -106,7 +119,15 @@ pub async fn socks(customers: SocketAddr, user: &str, key: &str, to: SocketAddr)
 }
 
 /// Latencies of requests that each open a tunnel, echo `bytes` and close; in order, microseconds.
-pub async fn requests(customers: SocketAddr, user: &str, key: &str, origin: SocketAddr, count: usize, at_once: usize, bytes: usize) -> (Vec<u64>, usize) {
+pub async fn requests(
+    customers: SocketAddr,
+    user: &str,
+    key: &str,
+    origin: SocketAddr,
+    count: usize,
+    at_once: usize,
+    bytes: usize,
+) -> (Vec<u64>, usize) {
     let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let mut tasks = Vec::new();
     for _ in 0..at_once {
@@ -117,7 +138,9 @@ pub async fn requests(customers: SocketAddr, user: &str, key: &str, origin: Sock
             while next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < count {
                 let began = Instant::now();
                 let one = async {
-                    let mut stream = socks(customers, &user, &key, origin).await?.map_err(|c| std::io::Error::other(format!("reply {c}")))?;
+                    let mut stream = socks(customers, &user, &key, origin)
+                        .await?
+                        .map_err(|c| std::io::Error::other(format!("reply {c}")))?;
                     let sent = vec![7; bytes];
                     stream.write_all(&sent).await?;
                     let mut back = vec![0; bytes];

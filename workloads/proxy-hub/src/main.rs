@@ -208,7 +208,10 @@ async fn run_peer(args: PeerArgs) -> anyhow::Result<()> {
         }
         Some(count) => {
             let (first, pace) = (args.first, args.pace);
-            let spawned = { let fleet = fleet.clone(); tokio::spawn(async move { load::peers(hub, first, count, pace, &fleet, &options, &stopped).await }) };
+            let spawned = {
+                let fleet = fleet.clone();
+                tokio::spawn(async move { load::peers(hub, first, count, pace, &fleet, &options, &stopped).await })
+            };
             let mut every = tokio::time::interval(Duration::from_secs(1));
             loop {
                 tokio::select! {
@@ -242,7 +245,10 @@ async fn run_load(args: LoadArgs) -> anyhow::Result<()> {
     let fleet = Fleet::default();
     let (stop, stopped) = watch::channel(false);
     let options = Options {
-        policy: Arc::new(Policy { allow: vec!["127.0.0.0/8".parse().map_err(anyhow::Error::msg)?], ..Policy::default() }),
+        policy: Arc::new(Policy {
+            allow: vec!["127.0.0.0/8".parse().map_err(anyhow::Error::msg)?],
+            ..Policy::default()
+        }),
         ..Options::new(server.peers, "sim")
     };
     let began = std::time::Instant::now();
@@ -250,11 +256,29 @@ async fn run_load(args: LoadArgs) -> anyhow::Result<()> {
     while fleet.counts.ready.load(Relaxed) < args.peers && began.elapsed() < Duration::from_secs(120) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    println!("{} of {} peers registered in {:.1} s", fleet.counts.ready.load(Relaxed), args.peers, began.elapsed().as_secs_f64());
+    println!(
+        "{} of {} peers registered in {:.1} s",
+        fleet.counts.ready.load(Relaxed),
+        args.peers,
+        began.elapsed().as_secs_f64()
+    );
     let origin = load::echo().await?;
-    for (what, user) in [("any exit", "load"), ("exit in Germany", "load-country-de"), ("sticky in Miami", "load-country-us-city-miami-session-1-failover-same")] {
+    for (what, user) in [
+        ("any exit", "load"),
+        ("exit in Germany", "load-country-de"),
+        ("sticky in Miami", "load-country-us-city-miami-session-1-failover-same"),
+    ] {
         let began = std::time::Instant::now();
-        let (took, failed) = load::requests(server.customers, user, "key", origin, args.requests, if user.contains("session") { 20 } else { args.at_once }, 1000).await;
+        let (took, failed) = load::requests(
+            server.customers,
+            user,
+            "key",
+            origin,
+            args.requests,
+            if user.contains("session") { 20 } else { args.at_once },
+            1000,
+        )
+        .await;
         println!(
             "{what}: {} requests in {:.1} s, {failed} failed, p50 {:.2} ms, p99 {:.2} ms",
             took.len(),

@@ -90,17 +90,31 @@ impl Metrics {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
         };
         gauge(&mut out, "ws_connections_active", "Peers connected by WebSocket.", self.peers_connected.load(Relaxed));
-        let _ = writeln!(out, "# HELP proxy_requests_total Requests by protocol and outcome.\n# TYPE proxy_requests_total counter");
+        let _ = writeln!(
+            out,
+            "# HELP proxy_requests_total Requests by protocol and outcome.\n# TYPE proxy_requests_total counter"
+        );
         for (protocol, row) in PROTOCOLS.iter().zip(&self.requests) {
             for (status, n) in OUTCOMES.iter().zip(row) {
-                let _ = writeln!(out, "proxy_requests_total{{protocol=\"{protocol}\",status=\"{status}\"}} {}", n.load(Relaxed));
+                let _ = writeln!(
+                    out,
+                    "proxy_requests_total{{protocol=\"{protocol}\",status=\"{status}\"}} {}",
+                    n.load(Relaxed)
+                );
             }
         }
-        let _ = writeln!(out, "# HELP proxy_bytes_transferred Bytes of customers moved.\n# TYPE proxy_bytes_transferred counter");
+        let _ = writeln!(
+            out,
+            "# HELP proxy_bytes_transferred Bytes of customers moved.\n# TYPE proxy_bytes_transferred counter"
+        );
         for (direction, n) in [("up", &self.bytes_up), ("down", &self.bytes_down)] {
             let _ = writeln!(out, "proxy_bytes_transferred{{direction=\"{direction}\"}} {}", n.load(Relaxed));
         }
-        self.registration.write(&mut out, "node_registration_latency_ms", "From a peer's connect to its registration, milliseconds.");
+        self.registration.write(
+            &mut out,
+            "node_registration_latency_ms",
+            "From a peer's connect to its registration, milliseconds.",
+        );
         self.request.write(&mut out, "proxy_request_latency_ms", "From a request to its open tunnel, milliseconds.");
         gauge(&mut out, "hub_customers_active", "Customer connections.", self.customers_connected.load(Relaxed));
         gauge(&mut out, "hub_tunnels_active", "Tunnels through peers.", self.tunnels.load(Relaxed));

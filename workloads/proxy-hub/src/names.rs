@@ -1,7 +1,7 @@
 //! Names to addresses, without the C library: a static binary in an empty image has no NSS.
 
-use hickory_resolver::config::LookupIpStrategy;
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::LookupIpStrategy;
 use std::net::IpAddr;
 use std::time::Duration;
 

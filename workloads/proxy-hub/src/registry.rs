@@ -72,6 +72,20 @@ pub struct Needs<'a> {
     pub exclude: &'a [PeerId],
 }
 
+/// A sticky session.
+#[derive(Debug, Clone, Copy)]
+pub struct Sticky<'a> {
+    /// The account whose session it is.
+    pub owner: &'a str,
+    pub session: &'a str,
+    /// Whether another peer may take the place of one that is gone.
+    pub replace: bool,
+    /// Seconds on the hub's clock.
+    pub now: u32,
+    /// Seconds that a new session lives.
+    pub life: u32,
+}
+
 const KEYS: usize = 8;
 const NOWHERE: u32 = u32::MAX;
 const SESSIONS_MOST: usize = 1 << 18;
@@ -258,7 +272,12 @@ impl Inner {
             None => Some(None),
             Some(name) => self.texts.find(name).map(Some),
         };
-        Some(Wanted { country: target.country, state: find(&target.state)?, city: find(&target.city)?, asn: target.asn })
+        Some(Wanted {
+            country: target.country,
+            state: find(&target.state)?,
+            city: find(&target.city)?,
+            asn: target.asn,
+        })
     }
 
     fn choice(&self, index: u32, kept: bool) -> Choice {
@@ -283,14 +302,14 @@ impl Inner {
             (wanted.fits(record) && (!needs.udp || record.udp) && !needs.exclude.contains(&id)).then_some(record)
         };
         // Bits of one random number for both picks, scaled instead of divided.
-        let a = members[((random & 0xffff_ffff) * count >> 32) as usize];
-        let b = members[((random >> 32) * count >> 32) as usize];
+        let a = members[(((random & 0xffff_ffff) * count) >> 32) as usize];
+        let b = members[(((random >> 32) * count) >> 32) as usize];
         match (usable(a), usable(b)) {
             (Some(x), Some(y)) => Some(if cost(x) <= cost(y) { a } else { b }),
             (Some(_), None) => Some(a),
             (None, Some(_)) => Some(b),
             (None, None) => {
-                let start = ((random & 0xffff_ffff) * count >> 32) as usize;
+                let start = (((random & 0xffff_ffff) * count) >> 32) as usize;
                 let (before, after) = members.split_at(start);
                 after.iter().chain(before).take(SCAN_MOST).copied().find(|&index| usable(index).is_some())
             }
@@ -428,9 +447,8 @@ impl Registry {
         let full = {
             let inner = self.inner.read();
             let Some(record) = inner.get(id) else { return false };
-            let claimed = record
-                .active
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < record.cap).then_some(n + 1));
+            let claimed =
+                record.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < record.cap).then_some(n + 1));
             match claimed {
                 Err(_) => return false,
                 Ok(before) => before + 1 >= record.cap,
@@ -481,18 +499,16 @@ impl Registry {
         inner.pick(&wanted, needs, random).map(|index| inner.choice(index, false))
     }
 
-    /// Like [`Registry::choose`] for a sticky session of `owner`: the same peer for as long as the session lives and the
-    /// peer is there. With a peer gone, `None` if `replace` forbids another.
+    /// Like [`Registry::choose`] for a sticky session: the same peer for as long as the session lives and the peer is
+    /// there. With the peer gone, `None` if another is not wanted.
     pub fn choose_sticky(
         &self,
-        owner: &str,
-        session: &str,
+        sticky: &Sticky<'_>,
         target: &Target,
         needs: &Needs<'_>,
-        replace: bool,
-        (now, life): (u32, u32),
         random: u64,
     ) -> Option<Choice> {
+        let Sticky { owner, session, replace, now, life } = *sticky;
         let name = (self.keyed[0].hash_one((owner, session)), self.keyed[1].hash_one((owner, session)));
         let held = self.sessions.lock().get(&name).copied().filter(|s| s.until > now);
         let inner = self.inner.read();
@@ -729,7 +745,12 @@ mod tests {
         }
         let us = want("country-us");
         let ask = |owner: &str, now: u32, random: u64, replace: bool| {
-            registry.choose_sticky(owner, "s", &us, &Needs::default(), replace, (now, 60), random)
+            registry.choose_sticky(
+                &Sticky { owner, session: "s", replace, now, life: 60 },
+                &us,
+                &Needs::default(),
+                random,
+            )
         };
         let first = ask("alice", 0, 1, true).expect("a peer");
         for random in 0..100 {

@@ -124,7 +124,14 @@ pub fn params(target: &Target) -> String {
 /// whose name and the session's together hash highest.
 pub fn keeper(shared: &Shared, target: &Target, owner: &str, session: &str) -> Option<OtherHub> {
     let weight = |hub: &str| -> [u8; 32] {
-        Sha256::new().chain_update(hub).chain_update([0]).chain_update(owner).chain_update([0]).chain_update(session).finalize().into()
+        Sha256::new()
+            .chain_update(hub)
+            .chain_update([0])
+            .chain_update(owner)
+            .chain_update([0])
+            .chain_update(session)
+            .finalize()
+            .into()
     };
     let own = shared.registry.available_by_country();
     let here = own.iter().any(|(c, _)| target.country.is_none_or(|t| t == *c));

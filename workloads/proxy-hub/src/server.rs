@@ -59,7 +59,10 @@ impl Server {
 
         let accounts = Accounts::new(tally.clone());
         for (name, body) in ledger.customers().await? {
-            match serde_json::from_str::<AccountSpec>(&body).map_err(|e| e.to_string()).and_then(|spec| accounts.put(&spec)) {
+            match serde_json::from_str::<AccountSpec>(&body)
+                .map_err(|e| e.to_string())
+                .and_then(|spec| accounts.put(&spec))
+            {
                 Ok(()) => {}
                 Err(error) => tracing::error!(name, error, "a stored customer is unusable"),
             }
@@ -69,7 +72,9 @@ impl Server {
         }
         let geo = Geo::open(&config.geo.databases)?;
         if geo.is_empty() && !config.geo.trust_hint {
-            tracing::warn!("no geo database: every peer's country is unknown, and a customer who asks for one is refused");
+            tracing::warn!(
+                "no geo database: every peer's country is unknown, and a customer who asks for one is refused"
+            );
         }
         let (lookups, lookups_rx) = mpsc::channel(LOOKUPS_WAITING);
         let shared = Arc::new(Shared::new(config, accounts, geo, lookups));
@@ -79,7 +84,10 @@ impl Server {
         let shards = if shared.config.hub.shards == 0 { cores } else { shared.config.hub.shards };
         let descriptors = budget::raise_limit();
         let room = descriptors.saturating_sub(RESERVE) as usize / shards;
-        anyhow::ensure!(room >= 64, "the descriptor limit of {descriptors} leaves {room} connections a shard; raise it (LimitNOFILE=, --ulimit nofile)");
+        anyhow::ensure!(
+            room >= 64,
+            "the descriptor limit of {descriptors} leaves {room} connections a shard; raise it (LimitNOFILE=, --ulimit nofile)"
+        );
         tracing::info!(descriptors, shards, connections = room * shards, "descriptor budget");
         let limits = Limits { sockets: room, ..Limits::default() };
 
@@ -118,7 +126,12 @@ impl Server {
         ];
         if let (Some(directory), Some(bound)) = (&shared.config.directory, relay_addr) {
             let advertise = directory.relay_advertise.unwrap_or(bound);
-            tasks.push(tokio::spawn(directory_for_ever(shared.clone(), directory.redis.clone(), advertise, stopped.clone())));
+            tasks.push(tokio::spawn(directory_for_ever(
+                shared.clone(),
+                directory.redis.clone(),
+                advertise,
+                stopped.clone(),
+            )));
         }
         tracing::info!(peers = %peers_addr, customers = %customers_addr, api = %api, "hub is up");
         Ok(Self {
@@ -211,7 +224,12 @@ async fn fold(shared: &Shared, ledger: &Ledger, tally: &Arc<Tally>) -> Result<()
     outcome
 }
 
-async fn fold_for_ever(shared: Arc<Shared>, ledger: Arc<Ledger>, tally: Arc<Tally>, mut stopped: watch::Receiver<bool>) {
+async fn fold_for_ever(
+    shared: Arc<Shared>,
+    ledger: Arc<Ledger>,
+    tally: Arc<Tally>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut month = month_start(unix_now());
     let mut rounds = 0u64;
     let mut every = tokio::time::interval(FOLD_EVERY);
@@ -265,7 +283,12 @@ async fn resolve(shared: Arc<Shared>, mut lookups: mpsc::Receiver<Lookup>) {
 }
 
 /// Tells other hubs what this one has, and learns what they have. A hub that stops saying so is forgotten.
-async fn directory_for_ever(shared: Arc<Shared>, url: String, advertise: SocketAddr, mut stopped: watch::Receiver<bool>) {
+async fn directory_for_ever(
+    shared: Arc<Shared>,
+    url: String,
+    advertise: SocketAddr,
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut every = tokio::time::interval(DIRECTORY_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut connection: Option<redis::aio::MultiplexedConnection> = None;
@@ -305,9 +328,13 @@ async fn exchange(
 ) -> Result<HashMap<String, Vec<OtherHub>>, redis::RedisError> {
     const HUBS: &str = "proxyhub:hubs";
     let name = &shared.config.hub.name;
-    let now = unix_now();
-    let countries: Vec<String> =
-        if shared.is_draining() { Vec::new() } else { shared.registry.available_by_country().iter().map(|(c, _)| c.to_string()).collect() };
+    // The directory's own clock: hubs need not agree on the time.
+    let (now, _): (i64, i64) = redis::cmd("TIME").query_async(redis).await?;
+    let countries: Vec<String> = if shared.is_draining() {
+        Vec::new()
+    } else {
+        shared.registry.available_by_country().iter().map(|(c, _)| c.to_string()).collect()
+    };
     let mine = serde_json::json!({"relay": advertise, "countries": countries, "time": now}).to_string();
     let _: () = redis.hset(HUBS, name, mine).await?;
     let all: HashMap<String, String> = redis.hgetall(HUBS).await?;

@@ -29,13 +29,29 @@ pub struct Lookup {
 
 /// What shards are told from outside.
 pub enum Command {
-    Resolved { slot: u32, serial: u32, addrs: Vec<IpAddr>, datagram: Option<(u16, Vec<u8>)> },
+    Resolved {
+        slot: u32,
+        serial: u32,
+        addrs: Vec<IpAddr>,
+        datagram: Option<(u16, Vec<u8>)>,
+    },
     /// A customer whose peer lives on this shard.
-    Adopt { customer: Box<Customer>, fd: OwnedFd, choice: Choice },
+    Adopt {
+        customer: Box<Customer>,
+        fd: OwnedFd,
+        choice: Choice,
+    },
     /// Another registration took a peer's place, or an operator wants it gone.
-    ClosePeer { slot: u32, serial: u32, reason: &'static str },
+    ClosePeer {
+        slot: u32,
+        serial: u32,
+        reason: &'static str,
+    },
     /// Tell one peer to finish and leave.
-    DrainPeer { slot: u32, serial: u32 },
+    DrainPeer {
+        slot: u32,
+        serial: u32,
+    },
     /// Tell all peers to leave; the hub stops soon.
     DrainAll,
 }

@@ -77,9 +77,7 @@ pub fn login(buf: &[u8]) -> Parsed<Login> {
     let end = user_end + 1 + password_len as usize;
     let Some(password) = buf.get(user_end + 1..end) else { return Parsed::More };
     match (std::str::from_utf8(&buf[2..user_end]), std::str::from_utf8(password)) {
-        (Ok(user), Ok(password)) => {
-            Parsed::Done(Login { user: user.to_owned(), password: password.to_owned() }, end)
-        }
+        (Ok(user), Ok(password)) => Parsed::Done(Login { user: user.to_owned(), password: password.to_owned() }, end),
         _ => Parsed::Bad("user name or password is not UTF-8"),
     }
 }

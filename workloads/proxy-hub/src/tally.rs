@@ -68,7 +68,12 @@ impl Tally {
         match cells.cell(0).load(Acquire) {
             0 => cells.cell(0).store(MAGIC, Release),
             MAGIC => {}
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a tally file", path.display()))),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{} is not a tally file", path.display()),
+                ));
+            }
         }
         let mut slots = HashMap::new();
         for at in (0..SLOTS).map(|i| HEADER + i * SLOT) {

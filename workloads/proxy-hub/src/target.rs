@@ -217,7 +217,9 @@ fn apply(key: Key, value: &str, target: &mut Target) -> Result<(), TargetError> 
         }
         Key::Session if value.chars().any(char::is_control) => return Err(bad("holds control characters")),
         Key::Session => target.session = Some(value.to_owned()),
-        Key::Lifetime => target.lifetime = Some(lifetime(value).ok_or(bad("not a time of 1s to 24h (30 means minutes)"))?),
+        Key::Lifetime => {
+            target.lifetime = Some(lifetime(value).ok_or(bad("not a time of 1s to 24h (30 means minutes)"))?)
+        }
         Key::Rotate => {
             target.rotate = match value.to_ascii_lowercase().as_str() {
                 "" | "1" | "true" | "request" | "yes" | "on" => true,

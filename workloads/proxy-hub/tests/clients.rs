@@ -24,7 +24,10 @@ async fn curl_by_every_way_in() {
         ("socks5", vec!["-x".to_owned(), format!("socks5://alice:key@{proxy}"), url.clone()]),
         ("http, absolute form", vec!["-x".to_owned(), format!("http://alice:key@{proxy}"), url.clone()]),
         ("http, CONNECT", vec!["-p".to_owned(), "-x".to_owned(), format!("http://alice:key@{proxy}"), named.clone()]),
-        ("parameters behind the key", vec!["-x".to_owned(), format!("http://alice:key-country-us-session-1@{proxy}"), url.clone()]),
+        (
+            "parameters behind the key",
+            vec!["-x".to_owned(), format!("http://alice:key-country-us-session-1@{proxy}"), url.clone()],
+        ),
     ] {
         let mut all = vec!["-sS", "--noproxy", "", "-m", "10"];
         all.extend(args.iter().map(String::as_str));
@@ -85,7 +88,8 @@ async fn curl_is_told_why_not() {
         assert!(out.contains(reason), "{user} {url}: {out}");
         assert_eq!(out.contains("Proxy-Authenticate: Basic"), status == "407", "{out}");
     }
-    let (_, out, _) = run("curl", &["-sS", "-i", "--noproxy", "", "-m", "10", "-x", &format!("http://{proxy}"), &url]).await;
+    let (_, out, _) =
+        run("curl", &["-sS", "-i", "--noproxy", "", "-m", "10", "-x", &format!("http://{proxy}"), &url]).await;
     assert!(out.starts_with("HTTP/1.1 407 ") && out.contains("user name and key are needed"), "{out}");
 }
 

@@ -130,7 +130,8 @@ async fn a_killed_hub_comes_back_with_all_peers_and_an_exact_ledger() {
         let (up, down) = (usage["total"]["up"].as_u64().expect("up"), usage["total"]["down"].as_u64().expect("down"));
         assert_eq!(up, moved.0, "round {round}");
         // A reset may take what lay in the kernel's buffers from the client: it was sent, and is billed.
-        let lost = down.checked_sub(moved.1 + got).unwrap_or_else(|| panic!("{down} billed, {} arrived", moved.1 + got));
+        let lost =
+            down.checked_sub(moved.1 + got).unwrap_or_else(|| panic!("{down} billed, {} arrived", moved.1 + got));
         assert!(lost <= 6 << 20, "{lost} bytes billed that never arrived");
         moved.1 = down;
     }
@@ -146,7 +147,11 @@ async fn a_drained_hub_takes_no_more_and_lets_tunnels_finish() {
     let fleet = Fleet::default();
     let (_stop, stopped) = watch::channel(false);
     for n in 0..3 {
-        let options = Options { policy: Arc::new(common::lab()), source: Some(load::source(n)), ..Options::new(server.peers, format!("sim-{n}")) };
+        let options = Options {
+            policy: Arc::new(common::lab()),
+            source: Some(load::source(n)),
+            ..Options::new(server.peers, format!("sim-{n}"))
+        };
         tokio::spawn(peer::run(options, fleet.clone(), stopped.clone()));
     }
     until("registered", || server.shared.registry.len() == 3).await;
@@ -170,7 +175,9 @@ async fn a_drained_hub_takes_no_more_and_lets_tunnels_finish() {
 async fn customers_made_over_the_api_are_kept_and_usage_is_told() {
     let dir = tempfile::tempdir().expect("dir");
     let text = config(dir.path(), "", "");
-    let start = || async { Server::start(proxy_hub::config::Config::parse(&text, "test").expect("valid")).await.expect("starts") };
+    let start = || async {
+        Server::start(proxy_hub::config::Config::parse(&text, "test").expect("valid")).await.expect("starts")
+    };
     let server = start().await;
     let body = format!("{{\"name\":\"new\",\"key_sha256\":[\"{}\"],\"limits\":{{\"tunnels\":5}}}}", hex("k"));
     assert_eq!(send(server.api, "PUT", "/v1/customers/new", &body).await.0, 204);
@@ -196,8 +203,15 @@ async fn customers_made_over_the_api_are_kept_and_usage_is_told() {
     let mut metrics = String::new();
     stream.read_to_string(&mut metrics).await.expect("read");
     for name in [
-        "ws_connections_active", "proxy_requests_total", "proxy_bytes_transferred", "node_registration_latency_ms",
-        "proxy_request_latency_ms", "system_memory_used_percent", "system_cpu_used_percent", "postgres_connections_active", "runtime_tasks",
+        "ws_connections_active",
+        "proxy_requests_total",
+        "proxy_bytes_transferred",
+        "node_registration_latency_ms",
+        "proxy_request_latency_ms",
+        "system_memory_used_percent",
+        "system_cpu_used_percent",
+        "postgres_connections_active",
+        "runtime_tasks",
     ] {
         assert!(metrics.lines().any(|l| l.starts_with(name)), "{name} is missing");
     }
@@ -235,7 +249,9 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
             ),
             "",
         );
-        servers.push(Server::start(proxy_hub::config::Config::parse(&text, "test").expect("valid")).await.expect("starts"));
+        servers.push(
+            Server::start(proxy_hub::config::Config::parse(&text, "test").expect("valid")).await.expect("starts"),
+        );
     }
     // All of Germany is on the west hub, both have American peers.
     let fleet = Fleet::default();
@@ -244,7 +260,11 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
         let source = load::source(n);
         let german = common::country_of(&source.to_string()) == "DE";
         let hub = &servers[if german { 1 } else { n % 2 }];
-        let options = Options { policy: Arc::new(common::lab()), source: Some(source), ..Options::new(hub.peers, format!("sim-{n}")) };
+        let options = Options {
+            policy: Arc::new(common::lab()),
+            source: Some(source),
+            ..Options::new(hub.peers, format!("sim-{n}"))
+        };
         tokio::spawn(peer::run(options, fleet.clone(), stopped.clone()));
     }
     until("peers registered", || fleet.counts.ready.load(Relaxed) == 60).await;
@@ -255,7 +275,10 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
 
     let origin = load::echo().await.expect("origin");
     let exchange = |customers: SocketAddr, user: &'static str| async move {
-        let mut stream = load::socks(customers, user, "key", origin).await.expect("answer").unwrap_or_else(|c| panic!("{user}: reply {c}"));
+        let mut stream = load::socks(customers, user, "key", origin)
+            .await
+            .expect("answer")
+            .unwrap_or_else(|c| panic!("{user}: reply {c}"));
         let sent = vec![3; 200_000];
         let (mut read, mut write) = stream.split();
         let mut back = Vec::new();
@@ -301,9 +324,17 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
     assert_eq!(used.len(), 1, "{used:?}");
 
     // What nobody has is refused, and an unsigned order is not obeyed.
-    assert_eq!(load::socks(servers[0].customers, "alice-country-br", "key", origin).await.expect("answer").err(), Some(3));
+    assert_eq!(
+        load::socks(servers[0].customers, "alice-country-br", "key", origin).await.expect("answer").err(),
+        Some(3)
+    );
     let mut forged = TcpStream::connect(servers[1].relay.expect("relay")).await.expect("connect");
-    let order = proxy_hub::relay::Order { account: "alice".into(), dest: origin.to_string(), target: "country-DE".into(), time: proxy_hub::hub::unix_now() };
+    let order = proxy_hub::relay::Order {
+        account: "alice".into(),
+        dest: origin.to_string(),
+        target: "country-DE".into(),
+        time: proxy_hub::hub::unix_now(),
+    };
     forged.write_all(&proxy_hub::relay::encode(&order, "not the secret at all")).await.expect("write");
     let mut rest = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(5), forged.read_to_end(&mut rest)).await.expect("closed in time");
@@ -338,7 +369,10 @@ async fn the_ledger_in_postgresql_is_as_exact() {
             counter.down(1);
             want = want.plus(Totals { up: i * 10, down: 1, requests: 0 });
             for _ in 0..2 {
-                ledger.fold(&tally.all(), &HashMap::from([(format!("d-{name}"), 1)]), 7200 + i as i64).await.expect("fold");
+                ledger
+                    .fold(&tally.all(), &HashMap::from([(format!("d-{name}"), 1)]), 7200 + i as i64)
+                    .await
+                    .expect("fold");
             }
         }
         // The counters are lost, the ledger is not; nothing is billed twice.

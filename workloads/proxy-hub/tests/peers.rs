@@ -65,13 +65,16 @@ impl Socket {
             let mut bytes = std::mem::take(&mut self.pending);
             let total = bytes.len();
             while at < total {
-                let (used, event) = self.parser.advance(&mut bytes[at..], &ws::Limits::default()).expect("valid frames");
+                let (used, event) =
+                    self.parser.advance(&mut bytes[at..], &ws::Limits::default()).expect("valid frames");
                 at += used;
                 let message = match event {
                     Some(Event::Data { kind, chunk, last, .. }) => {
                         whole.extend_from_slice(chunk);
                         last.then(|| match kind {
-                            ws::Kind::Text => Message::Text(String::from_utf8(std::mem::take(&mut whole)).expect("text")),
+                            ws::Kind::Text => {
+                                Message::Text(String::from_utf8(std::mem::take(&mut whole)).expect("text"))
+                            }
                             ws::Kind::Binary => Message::Binary(std::mem::take(&mut whole)),
                         })
                     }
@@ -133,7 +136,8 @@ async fn an_existing_peer_is_served_in_its_own_protocol() {
     for (round, as_json) in [(0u8, false), (1, true)] {
         let customers = hub.server.customers;
         let client = tokio::spawn(async move {
-            let mut stream = proxy_hub::load::socks(customers, "alice", "key", origin).await.expect("answer").expect("open");
+            let mut stream =
+                proxy_hub::load::socks(customers, "alice", "key", origin).await.expect("answer").expect("open");
             stream.write_all(&[round; 50_000]).await.expect("write");
             let mut back = Vec::new();
             stream.read_to_end(&mut back).await.expect("read");
@@ -172,13 +176,18 @@ async fn an_existing_peer_is_served_in_its_own_protocol() {
 
     // It says it cannot: the customer is told why.
     let customers = hub.server.customers;
-    let client = tokio::spawn(async move { proxy_hub::load::socks(customers, "alice", "key", origin).await.expect("answer").err() });
+    let client =
+        tokio::spawn(
+            async move { proxy_hub::load::socks(customers, "alice", "key", origin).await.expect("answer").err() },
+        );
     let id = peer.hear_json().await["data"]["tunnel_id"].clone();
     peer.say(json!({"type": "tunnel_response", "data": {"tunnel_id": id, "success": false, "error": "dial tcp: connection refused"}})).await;
     assert_eq!(client.await.expect("client"), Some(5));
 
     // The customer goes first: the peer is told by an EOF.
-    let client = tokio::spawn(async move { proxy_hub::load::socks(customers, "alice", "key", origin).await.expect("answer").expect("open") });
+    let client = tokio::spawn(async move {
+        proxy_hub::load::socks(customers, "alice", "key", origin).await.expect("answer").expect("open")
+    });
     let id = peer.hear_json().await["data"]["tunnel_id"].clone();
     peer.say(json!({"type": "tunnel_response", "data": {"tunnel_id": id, "success": true}})).await;
     drop(client.await.expect("client"));
@@ -192,7 +201,10 @@ async fn an_old_peer_that_floods_a_slow_customer_is_held_back_and_nothing_is_dro
     let mut peer = Socket::join(&hub, "old-1", "1.0.70").await;
     let customers = hub.server.customers;
     let client = tokio::spawn(async move {
-        let mut stream = proxy_hub::load::socks(customers, "alice", "key", "127.0.0.1:9".parse().expect("addr")).await.expect("answer").expect("open");
+        let mut stream = proxy_hub::load::socks(customers, "alice", "key", "127.0.0.1:9".parse().expect("addr"))
+            .await
+            .expect("answer")
+            .expect("open");
         tokio::time::sleep(Duration::from_millis(300)).await;
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.expect("read");
@@ -214,7 +226,10 @@ async fn an_old_peer_that_floods_a_slow_customer_is_held_back_and_nothing_is_dro
 
 #[tokio::test]
 async fn tokens_versions_and_consent_are_gates() {
-    let peers = format!("[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"1.0.62\"\ntokens_sha256 = [\"{}\"]\n", hex("token"));
+    let peers = format!(
+        "[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"1.0.62\"\ntokens_sha256 = [\"{}\"]\n",
+        hex("token")
+    );
     let hub = TestHub::with(&peers, "").await;
     for (version, token, consent) in [("1.0.9", "token", true), ("2.0", "nope", true), ("2.0", "", true)] {
         hub.peer(Options { version: version.into(), token: token.into(), consent, ..hub.options(1) });
@@ -238,7 +253,9 @@ async fn tokens_versions_and_consent_are_gates() {
 
 #[tokio::test]
 async fn too_many_at_once_are_sent_away_and_all_come_back() {
-    let hub = TestHub::with("[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"0.1\"\nregistrations_per_second = 40\n", "").await;
+    let hub =
+        TestHub::with("[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"0.1\"\nregistrations_per_second = 40\n", "")
+            .await;
     for n in 0..120 {
         hub.peer(hub.options(n));
     }
@@ -260,7 +277,8 @@ async fn too_many_at_once_are_sent_away_and_all_come_back() {
 
 #[tokio::test]
 async fn a_silent_peer_is_found_dead_and_a_quiet_one_is_not() {
-    let hub = TestHub::with("[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"0.1\"\nheartbeat_seconds = 1\n", "").await;
+    let hub =
+        TestHub::with("[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"0.1\"\nheartbeat_seconds = 1\n", "").await;
     hub.peer(hub.options(0));
     let mut silent = Socket::join(&hub, "silent", "1.0.70").await;
     silent.pongs = false;
@@ -322,7 +340,10 @@ async fn a_draining_peer_gets_no_more_and_keeps_what_it_has() {
     let mut peer = Socket::join(&hub, "old", "1.0.70").await;
     let customers = hub.server.customers;
     let client = tokio::spawn(async move {
-        proxy_hub::load::socks(customers, "alice", "key", "127.0.0.1:9".parse().expect("addr")).await.expect("answer").expect("open")
+        proxy_hub::load::socks(customers, "alice", "key", "127.0.0.1:9".parse().expect("addr"))
+            .await
+            .expect("answer")
+            .expect("open")
     });
     let id = peer.hear_json().await["data"]["tunnel_id"].as_str().expect("id").to_owned();
     peer.say(json!({"type": "tunnel_response", "data": {"tunnel_id": id, "success": true}})).await;
@@ -341,11 +362,11 @@ async fn a_draining_peer_gets_no_more_and_keeps_what_it_has() {
 async fn what_breaks_the_protocol_is_closed_with_its_code() {
     let hub = TestHub::start().await;
     for (bytes, code) in [
-        (&[0x81, 0x01, b'x'][..], 1002),                            // not masked
-        (&[0x83, 0x80, 0, 0, 0, 0], 1002),                          // reserved opcode
-        (&[0x81, 0x81, 0, 0, 0, 0, 0xff], 1007),                    // not UTF-8
-        (&[0x81, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], 1009),  // four gigabytes
-        (&[0x81, 0x82, 0, 0, 0, 0, b'{', b'x'], 1008),              // not JSON
+        (&[0x81, 0x01, b'x'][..], 1002),                           // not masked
+        (&[0x83, 0x80, 0, 0, 0, 0], 1002),                         // reserved opcode
+        (&[0x81, 0x81, 0, 0, 0, 0, 0xff], 1007),                   // not UTF-8
+        (&[0x81, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], 1009), // four gigabytes
+        (&[0x81, 0x82, 0, 0, 0, 0, b'{', b'x'], 1008),             // not JSON
     ] {
         let mut socket = Socket::connect(hub.server.peers, "").await;
         socket.stream.write_all(bytes).await.expect("write");

@@ -185,8 +185,12 @@ async fn a_customer_that_vanishes_frees_its_tunnel() {
     hub.peers(1).await;
     let origin = source_origin(1 << 30).await;
     let stream = hub.socks("alice", "key", origin).await.expect("open");
-    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })
-        .expect("linger");
+    nix::sys::socket::setsockopt(
+        &stream,
+        nix::sys::socket::sockopt::Linger,
+        &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+    )
+    .expect("linger");
     drop(stream);
     hub.quiet().await;
     until("the account's tunnel is given back", || {
@@ -313,7 +317,10 @@ async fn udp_goes_through_the_peer_and_back() {
     let mut answer = [0; 14];
     control.read_exact(&mut answer).await.expect("answer");
     assert_eq!(answer[..8], [5, 2, 1, 0, 5, 0, 0, 1]);
-    let relay = std::net::SocketAddr::from(([answer[8], answer[9], answer[10], answer[11]], u16::from_be_bytes([answer[12], answer[13]])));
+    let relay = std::net::SocketAddr::from((
+        [answer[8], answer[9], answer[10], answer[11]],
+        u16::from_be_bytes([answer[12], answer[13]]),
+    ));
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bind");
     let stranger = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bind");
     for payload in [&b"hello"[..], &[7; 1200]] {
@@ -323,7 +330,8 @@ async fn udp_goes_through_the_peer_and_back() {
         packet.extend_from_slice(payload);
         socket.send_to(&packet, relay).await.expect("send");
         let mut back = [0; 2048];
-        let n = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut back)).await.expect("in time").expect("recv");
+        let n =
+            tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut back)).await.expect("in time").expect("recv");
         assert_eq!(back[..header.len()], header);
         let mut got = back[header.len()..n].to_vec();
         got.reverse();
@@ -353,7 +361,8 @@ async fn udp_goes_through_the_peer_and_back() {
 async fn slow_and_hostile_clients_are_let_go() {
     let hub = TestHub::with("[customers]\nlisten = \"127.0.0.1:0\"\nhandshake_seconds = 1\n", "").await;
     hub.peers(1).await;
-    let garbage: [&[u8]; 5] = [b"\x00\x01\x02", b"\x05\x01\x07", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n", &[0x05; 700]];
+    let garbage: [&[u8]; 5] =
+        [b"\x00\x01\x02", b"\x05\x01\x07", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n", &[0x05; 700]];
     for bytes in garbage {
         let mut stream = tokio::net::TcpStream::connect(hub.server.customers).await.expect("connect");
         stream.write_all(bytes).await.expect("write");

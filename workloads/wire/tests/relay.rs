@@ -145,7 +145,7 @@ fn through(splice_after: Option<u64>) -> u64 {
         }
         total += count;
         hash.update(&buffer[..count]);
-        if total % 7 == 0 {
+        if total.is_multiple_of(7) {
             std::thread::yield_now();
         }
     }

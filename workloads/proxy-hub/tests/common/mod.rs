@@ -171,7 +171,13 @@ pub async fn http_origin() -> SocketAddr {
                 }
                 let answer = format!("from {}\n{}body {}\n", from.ip(), &text[..end].replace("\r\n", "\n"), body.len());
                 let _ = stream
-                    .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}", answer.len()).as_bytes())
+                    .write_all(
+                        format!(
+                            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
+                            answer.len()
+                        )
+                        .as_bytes(),
+                    )
                     .await;
                 let _ = stream.shutdown().await;
             });
@@ -216,12 +222,22 @@ pub fn fill(chunk: &mut [u8], at: u64) {
 pub async fn run(program: &str, args: &[&str]) -> (Option<i32>, String, String) {
     let out = tokio::time::timeout(
         Duration::from_secs(30),
-        tokio::process::Command::new(program).args(args).env_remove("http_proxy").env_remove("no_proxy").env_remove("NO_PROXY").kill_on_drop(true).output(),
+        tokio::process::Command::new(program)
+            .args(args)
+            .env_remove("http_proxy")
+            .env_remove("no_proxy")
+            .env_remove("NO_PROXY")
+            .kill_on_drop(true)
+            .output(),
     )
     .await
     .expect("ends in time")
     .expect("starts");
-    (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8_lossy(&out.stderr).into_owned())
+    (
+        out.status.code(),
+        String::from_utf8_lossy(&out.stdout).into_owned(),
+        String::from_utf8_lossy(&out.stderr).into_owned(),
+    )
 }
 
 /// The country that the simulated peer behind an address is in.
