@@ -19,6 +19,7 @@ use crate::metrics::Counters;
 use crate::netns::{Netns, Workers};
 
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_millis(500);
 const REQUEST_MAX: usize = 128;
 const BUFFER: usize = 16 << 10;
 
@@ -87,8 +88,7 @@ impl Server {
     async fn connection(&self, mut stream: UnixStream) {
         let Ok(_seat) = self.seats.clone().try_acquire_owned() else {
             self.counters.ingress_refused.inc();
-            let _ = stream.write_all(b"ERR busy too many connections on this node\n").await;
-            return;
+            return refuse(stream, "ERR busy too many connections on this node\n").await;
         };
         match tokio::time::timeout(REQUEST_DEADLINE, self.open(&mut stream)).await {
             Ok(Ok((mut inner, route))) => {
@@ -105,7 +105,7 @@ impl Server {
             }
             Ok(Err(Refusal(code, message))) => {
                 self.counters.ingress_refused.inc();
-                let _ = stream.write_all(format!("ERR {code} {message}\n").as_bytes()).await;
+                refuse(stream, &format!("ERR {code} {message}\n")).await;
             }
             Err(_) => {
                 self.counters.ingress_refused.inc();
@@ -133,6 +133,16 @@ impl Server {
         stream.write_all(b"OK\n").await.map_err(|error| Refusal("gone", error.to_string()))?;
         Ok((inner, route))
     }
+}
+
+/// Closing with something unread would take the answer back from whoever sent on without waiting for it.
+async fn refuse(mut stream: UnixStream, answer: &str) {
+    let linger = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(64 << 10), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(LINGER, linger).await;
 }
 
 /// Byte by byte: what follows the line is the tenant's.

@@ -21,7 +21,6 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use parking_lot::Mutex;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -290,18 +289,9 @@ table inet {table} {{
         self.taken.lock().remove(&piece);
     }
 
-    async fn index(&self, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
-        let mut found = self.netlink.link().get().match_name(name.to_owned()).execute();
-        match found.try_next().await {
-            Ok(link) => Ok(link.map(|link| link.header.index)),
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Whether the host's end of the cable lies there.
     pub fn is_laid(&self, piece: Piece) -> bool {
-        !self.config.egress || std::path::Path::new("/sys/class/net").join(self.interface(piece)).exists()
+        !self.config.egress || index(&self.interface(piece)).is_some()
     }
 
     /// Lays the cable into a container. One that lies there already stays.
@@ -333,27 +323,26 @@ table inet {table} {{
 
     async fn cable(&self, piece: Piece, netns: &Netns, inside: &Handle) -> anyhow::Result<()> {
         let outer = self.interface(piece);
-        let mut links = inside.link().get().match_name("eth0".to_owned()).execute();
-        let laid = matches!(links.try_next().await, Ok(Some(_))) && self.index(&outer).await?.is_some();
+        let eth0 = async || self.workers.run(netns, || Ok(index("eth0"))).await;
+        let laid = eth0().await?.is_some() && index(&outer).is_some();
         if !laid {
-            if let Some(left) = self.index(&outer).await? {
+            if let Some(left) = index(&outer) {
                 self.netlink.link().del(left).execute().await?;
             }
             let inner = format!("{}{:07x}p", self.prefix, piece.0);
             self.netlink.link().add(LinkVeth::new(&outer, &inner).build()).execute().await?;
-            let peer = self.index(&inner).await?.ok_or_else(|| anyhow::anyhow!("{inner} vanished"))?;
+            let peer = index(&inner).ok_or_else(|| anyhow::anyhow!("{inner} vanished"))?;
             let moved = LinkUnspec::new_with_index(peer).setns_by_fd(netns.as_raw_fd()).name("eth0".to_owned()).build();
             self.netlink.link().set(moved).execute().await?;
         }
-        let host = self.index(&outer).await?.ok_or_else(|| anyhow::anyhow!("{outer} vanished"))?;
+        let host = index(&outer).ok_or_else(|| anyhow::anyhow!("{outer} vanished"))?;
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
         let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{outer}/rp_filter"), "1");
         self.netlink.address().add(host, IpAddr::V4(piece.host()), 30).replace().execute().await?;
         let up = LinkUnspec::new_with_index(host).up().build();
         self.netlink.link().set(up).execute().await?;
 
-        let mut links = inside.link().get().match_name("eth0".to_owned()).execute();
-        let eth0 = links.try_next().await?.ok_or_else(|| anyhow::anyhow!("eth0 is not inside"))?.header.index;
+        let eth0 = eth0().await?.ok_or_else(|| anyhow::anyhow!("eth0 is not inside"))?;
         inside.address().add(eth0, IpAddr::V4(piece.container()), 30).replace().execute().await?;
         let up = LinkUnspec::new_with_index(eth0).up().build();
         inside.link().set(up).execute().await?;
@@ -364,7 +353,7 @@ table inet {table} {{
 
     /// Takes the cable away; the container's end goes with ours.
     pub async fn detach(&self, piece: Piece) -> anyhow::Result<()> {
-        if let Some(index) = self.index(&self.interface(piece)).await? {
+        if let Some(index) = index(&self.interface(piece)) {
             match self.netlink.link().del(index).execute().await {
                 Ok(()) => {}
                 // The container's namespace went at the same moment.
@@ -377,24 +366,21 @@ table inet {table} {{
 
     /// Removes our interfaces that belong to no slot; returns how many.
     pub async fn sweep(&self) -> anyhow::Result<usize> {
-        let mut stray = Vec::new();
-        let mut links = self.netlink.link().get().execute();
-        while let Some(link) = links.try_next().await? {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.as_str()),
-                _ => None,
-            });
-            if let Some(piece) = name.and_then(|name| self.piece_of(name))
-                && !self.taken.lock().contains(&piece)
-            {
-                stray.push(piece);
-            }
-        }
+        let stray: Vec<Piece> = nix::net::if_::if_nameindex()?
+            .into_iter()
+            .filter_map(|one| self.piece_of(one.name().to_str().ok()?))
+            .filter(|piece| !self.taken.lock().contains(piece))
+            .collect();
         for piece in &stray {
             self.detach(*piece).await?;
         }
         Ok(stray.len())
     }
+}
+
+/// Of an interface in the calling thread's namespace.
+fn index(interface: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(interface).ok()
 }
 
 async fn nft(arguments: &[&str], input: Option<&str>) -> anyhow::Result<String> {

@@ -15,7 +15,8 @@ const SECRET: &str = "hush-6f1c9e2a";
 
 async fn get(world: &World, slot: &v1::SlotDesired, path: &str) -> String {
     let mut stream = UnixStream::connect(world.ingress()).await.unwrap();
-    let request = format!("CLAWHQ/1 {} 8080\nGET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", slot.slot_id);
+    let request =
+        format!("CLAWHQ/1 {} 8080\nGET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", slot.slot_id);
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -358,7 +359,11 @@ async fn logs_exec_and_terminals_end_with_a_reason() {
     // Exec: exit code, standard input, a deadline that kills, and output within its credit.
     assert_eq!(world.plane.exec(&mine, &["/hello", "exit", "7"]).await.0, 7);
     assert_eq!(world.plane.exec(&mine, &["/nothing"]).await.0, 127);
-    let cat = world.plane.open(&mine, Kind::Exec(v1::Exec { argv: vec!["/hello".into(), "cat".into()], timeout_ms: 0 }), 65_536);
+    let cat = world.plane.open(
+        &mine,
+        Kind::Exec(v1::Exec { argv: vec!["/hello".into(), "cat".into()], timeout_ms: 0 }),
+        65_536,
+    );
     let feed = |bytes: &[u8], end_of_input| {
         let data = v1::ChannelData { id: cat, bytes: bytes.to_vec(), end_of_input, ..v1::ChannelData::default() };
         world.plane.say(down::Frame::ChannelData(data));
@@ -394,10 +399,10 @@ async fn logs_exec_and_terminals_end_with_a_reason() {
         world.plane.say(down::Frame::ChannelData(data));
     };
     keys(b"abc\r");
-    world.plane.channel(tty, "the echo and the answer", |one| {
-        String::from_utf8_lossy(&one.stdout).matches("abc").count() == 2
-    })
-    .await;
+    world
+        .plane
+        .channel(tty, "the echo and the answer", |one| String::from_utf8_lossy(&one.stdout).matches("abc").count() == 2)
+        .await;
     keys(&[4]);
     assert_eq!(world.plane.closed(tty).await.1.exit_code, Some(0));
 
@@ -435,7 +440,19 @@ async fn what_is_not_ours_is_left_alone_and_orphans_go_after_contact() {
     let name = format!("stranger-{}", world.config.network.key);
     let stranger = world
         .docker
-        .cli(&["run", "-d", "--network", "none", "--name", &name, "--label", "clawhq.slot=x", "clawhq/hello:dev", "/hello", "sleep"])
+        .cli(&[
+            "run",
+            "-d",
+            "--network",
+            "none",
+            "--name",
+            &name,
+            "--label",
+            "clawhq.slot=x",
+            "clawhq/hello:dev",
+            "/hello",
+            "sleep",
+        ])
         .unwrap();
     let stranger = stranger.trim();
 
@@ -457,7 +474,8 @@ async fn what_is_not_ours_is_left_alone_and_orphans_go_after_contact() {
     let pid = world.docker.pid(&container);
     std::fs::remove_file(world.config.data_dir.join("node/ledger/slots").join(&kept.slot_id)).unwrap();
     let agent = world.agent().await;
-    until("it is reached again", async || get(&world, &kept, "/healthz").await.contains("\"ok\":true").then_some(())).await;
+    until("it is reached again", async || get(&world, &kept, "/healthz").await.contains("\"ok\":true").then_some(()))
+        .await;
     assert_eq!(world.docker.ours(&world.data_label()).await, std::slice::from_ref(&container));
     assert_eq!(world.docker.pid(&container), pid);
     world.clean_up(agent).await;

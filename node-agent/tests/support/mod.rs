@@ -82,10 +82,11 @@ impl World {
 
     /// A node agent that is linked and ready.
     pub async fn agent(&self) -> Agent {
+        let before = self.plane.openings().len();
         let stop = CancellationToken::new();
         let task = tokio::spawn(clawhq_node_agent::run(self.config.clone(), stop.clone()));
         let agent = Agent { stop, task };
-        self.plane.linked().await;
+        self.plane.linked(before).await;
         agent
     }
 

@@ -13,7 +13,10 @@ use clawhq_proto::v1::{self, down, up};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair,
+};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -139,9 +142,9 @@ impl Plane {
         }
     }
 
-    pub async fn linked(&self) {
-        let link = self.find("a link", |state| state.down.as_ref().map(|_| state.openings.len())).await;
-        assert!(link > 0);
+    /// Waits for a link after the first so many.
+    pub async fn linked(&self, before: usize) {
+        self.find("a link", |state| state.down.as_ref().filter(|_| state.openings.len() > before).map(drop)).await;
     }
 
     pub fn slots(&self) -> Vec<v1::SlotDesired> {
@@ -189,8 +192,7 @@ impl Plane {
     pub async fn remove_volume(&self, volume: &str) {
         self.change(|state| state.removed_volumes.push(volume.to_owned()));
         self.send_full();
-        self.find("the volume's end", |state| state.volumes_gone.iter().any(|gone| gone == volume).then_some(()))
-            .await;
+        self.find("the volume's end", |state| state.volumes_gone.iter().any(|gone| gone == volume).then_some(())).await;
     }
 
     pub async fn report(&self, what: &str, mut is_it: impl FnMut(&SlotReport) -> bool) -> SlotReport {
