@@ -263,6 +263,24 @@ impl FromRequestParts<Backend> for Prefer {
     }
 }
 
+/// What a change may be subject to, together.
+pub struct Conditions {
+    pub version: Option<i64>,
+    pub key: Idempotency,
+    pub wait: Option<Duration>,
+}
+
+impl FromRequestParts<Backend> for Conditions {
+    type Rejection = Fail;
+
+    async fn from_request_parts(parts: &mut Parts, backend: &Backend) -> Result<Self> {
+        let IfMatch(version) = IfMatch::from_request_parts(parts, backend).await?;
+        let key = Idempotency::from_request_parts(parts, backend).await?;
+        let Prefer(wait) = Prefer::from_request_parts(parts, backend).await?;
+        Ok(Self { version, key, wait })
+    }
+}
+
 impl FromRequestParts<Backend> for RequestInfo {
     type Rejection = Fail;
 

@@ -3,10 +3,10 @@
 use std::sync::OnceLock;
 
 use clawhq_api_types::problem::{Problem, ProblemCode, ProblemDoc};
+use utoipa::OpenApi as _;
 use utoipa::openapi::path::{HttpMethod, Operation, PathItem};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
-use utoipa::{OpenApi as _, PartialSchema as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -98,9 +98,6 @@ pub fn openapi() -> OpenApi {
     let mut bearer = Http::new(HttpAuthScheme::Bearer);
     bearer.description = Some("An API key of an org.".to_owned());
     components.add_security_scheme("api_key", SecurityScheme::Http(bearer));
-    for (name, schema) in [(Problem::name(), Problem::schema())] {
-        components.schemas.insert(name.into_owned(), schema);
-    }
     for answer in ANSWERS {
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
         let response =

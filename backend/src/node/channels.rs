@@ -144,10 +144,10 @@ impl NodeChannels {
     /// A node's stream has ended; a newer one stays.
     pub(super) fn detach(&self, node: NodeId, epoch: i64) {
         let mut nodes = self.nodes.lock();
-        if nodes.get(&node).is_some_and(|carrier| carrier.epoch == epoch) {
-            if let Some(carrier) = nodes.remove(&node) {
-                carrier.end();
-            }
+        if nodes.get(&node).is_some_and(|carrier| carrier.epoch == epoch)
+            && let Some(carrier) = nodes.remove(&node)
+        {
+            carrier.end();
         }
     }
 

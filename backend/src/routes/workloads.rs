@@ -25,7 +25,7 @@ use super::orgs::{etag, location};
 use super::{IdempotencyHeader, IfMatchHeader, OrgPath, Paging, PreferHeader, WorkloadPath, paging};
 use crate::auth::Org;
 use crate::convert;
-use crate::extract::{Body, Idempotency, IfMatch, Nothing, Params, Prefer, Query};
+use crate::extract::{Body, Conditions, Idempotency, IfMatch, Nothing, Params, Prefer, Query};
 use crate::problem::{Fail, Result};
 use crate::state::Backend;
 
@@ -244,11 +244,10 @@ pub async fn update(
     org: Org,
     Params(path): Params<WorkloadPath>,
     Query(query): Query<DryRunQuery>,
-    IfMatch(version): IfMatch,
-    key: Idempotency,
-    Prefer(wait): Prefer,
+    conditions: (IfMatch, Idempotency, Prefer),
     body: Body<UpdateWorkload>,
 ) -> Result<Response> {
+    let (IfMatch(version), key, Prefer(wait)) = conditions;
     let idempotency = key.with(&body.hash);
     let current = match body.value.config {
         Some(_) => None,
@@ -296,9 +295,7 @@ pub async fn start(
     org: Org,
     Params(path): Params<WorkloadPath>,
     Query(Nothing {}): Query<Nothing>,
-    IfMatch(version): IfMatch,
-    key: Idempotency,
-    Prefer(wait): Prefer,
+    Conditions { version, key, wait }: Conditions,
 ) -> Result<Response> {
     let key = key.alone();
     let done = backend.app().start_workload(&org, &path.workload, version, key.clone(), wait).await?;
@@ -318,9 +315,7 @@ pub async fn stop(
     org: Org,
     Params(path): Params<WorkloadPath>,
     Query(Nothing {}): Query<Nothing>,
-    IfMatch(version): IfMatch,
-    key: Idempotency,
-    Prefer(wait): Prefer,
+    Conditions { version, key, wait }: Conditions,
 ) -> Result<Response> {
     let key = key.alone();
     let done = backend.app().stop_workload(&org, &path.workload, version, key.clone(), wait).await?;
