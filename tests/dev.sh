@@ -77,8 +77,8 @@ suite_e2e() {
   local rc=0 data=$WORK/e2e
   e2e_environment "$data"
   "$ROOT/dev" up
-  E2E_CREDENTIALS=$data/first-run.json E2E_BASE_URL=http://localhost:$(port_of CLAWHQ_API__LISTEN 4180) \
-    counted npm --prefix web run e2e || rc=$?
+  CHROMIUM=$(command -v chromium || command -v chromium-browser || command -v google-chrome) \
+    BASE_URL=http://localhost:$(port_of CLAWHQ_API__LISTEN 4180) counted npm --prefix web run e2e || rc=$?
   if (( rc )); then as_root tail -n 60 "$data/log/clawhq.log" | cut -c 1-400; fi
   "$ROOT/dev" down --purge || rc=1
   return "$rc"
@@ -184,7 +184,7 @@ cmd_test() {
   build_rust
   step "Image hello built" image-hello build_image hello
   # Tests' temporary files, among them the PostgreSQL that they start and share, go with this run.
-  export TMPDIR=$WORK CLAWHQ_TEST_DOCKER_HOST=$DOCKER_HOST CLAWHQ_TEST_INIT=$CARGO_TARGET_DIR/debug/clawhq-init
+  export TMPDIR=$WORK CLAWHQ_TEST_DOCKER_HOST=$DOCKER_HOST CLAWHQ_TEST_DOCKER=$DOCKER_HOST CLAWHQ_BIN=$BIN
 
   run_stage() { [[ -z $only || $1 == *"$only"* ]] || return 0; stage "$@"; }
   run_stage "scripts" suite_scripts
