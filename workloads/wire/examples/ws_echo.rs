@@ -145,6 +145,7 @@ fn main() {
     println!("{}", listeners[0].local_addr().expect("bound"));
     // Case 9 sends messages of 16 MiB and reads none until it has sent them all.
     let limits = Limits { queue: 128 << 20, ..Limits::default() };
-    let shards = spawn(1, limits, |_| Echo { listener: listeners.pop(), clients: HashMap::new(), next: 0 }).expect("starts");
+    let shards =
+        spawn(1, limits, |_| Echo { listener: listeners.pop(), clients: HashMap::new(), next: 0 }).expect("starts");
     shards.join().expect("ends");
 }
