@@ -106,7 +106,7 @@ pub async fn run(settings: Settings, role: Role) -> Result<()> {
         if wants(Role::Api) {
             let (config, app, metrics) = (settings.api.clone(), app.clone(), metrics.clone());
             part(&mut stages, "api", seconds(15), |stop| async move {
-                Ok(clawhq_backend::run(config, app, metrics, stop).await?)
+                clawhq_backend::run(config, app, metrics, stop).await
             });
         }
         if wants(Role::PoolManager) {

@@ -552,7 +552,7 @@ impl Agent {
         if let Some(known) = &slot.want {
             let newer = wanted.desired.generation > known.desired.generation;
             let same = wanted.desired.generation == known.desired.generation;
-            if !newer && !(same && !known.view.complete) {
+            if !newer && (!same || known.view.complete) {
                 return;
             }
             if wanted.view.claim.is_some() && known.view.claim.is_none() {
@@ -1670,7 +1670,7 @@ pub async fn watch_runtime(tools: Arc<Tools>, stop: CancellationToken) {
 pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
     let mut round = 0_u32;
     let mut check = tokio::time::interval(FIREWALL_CHECK);
-    let mut loaded = false;
+    let mut loaded = tools.network.is_ready();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,

@@ -198,7 +198,8 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
             memory_swap: Some(i64::from(spec.memory_mib) * MIB),
             memory_reservation: Some(i64::from(spec.memory_reserved_mib.min(spec.memory_mib)) * MIB),
             cpu_shares: Some(i64::from(spec.cpu_shares)),
-            nano_cpus: (spec.cpu_millis > 0).then(|| i64::from(spec.cpu_millis) * 1_000_000),
+            // Docker refuses a ceiling above the cores there are; on a smaller host the host is the ceiling.
+            nano_cpus: (spec.cpu_millis > 0).then(|| i64::from(spec.cpu_millis.min(host_millis())) * 1_000_000),
             ulimits: Some(vec![ulimit("nofile", i64::try_from(spec.nofile).unwrap_or(i64::MAX)), ulimit("core", 0)]),
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".to_owned()),
@@ -466,6 +467,12 @@ fn stamped(output: Output, message: Bytes) -> LogLine {
         line.truncate(line.len() - 1);
     }
     LogLine { at_ms: at_ms.unwrap_or(0), output, line }
+}
+
+/// This host's cores, in thousandths.
+fn host_millis() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1000)
 }
 
 #[cfg(test)]

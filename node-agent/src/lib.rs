@@ -99,6 +99,10 @@ pub async fn run_with_metrics(mut config: Config, shutdown: CancellationToken, m
     });
     let config = &tools.config;
 
+    if let Err(error) = tools.network.load().await {
+        tracing::error!("the firewall cannot be loaded yet: {error:#}");
+    }
+
     let tickets = Tickets::default();
     let routes = ingress::Routes::default();
     let channels = Channels::new(config.limits.channels, counters.clone());

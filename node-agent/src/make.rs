@@ -17,6 +17,8 @@ use crate::runtime::{ContainerSpec, Image, Phase, RuntimeError};
 use crate::volumes::VolumeError;
 
 const AWAY_WAIT: Duration = Duration::from_millis(250);
+/// It is loaded before all else; then it is only ever away for as long as a reload takes.
+const FIREWALL_PATIENCE: Duration = Duration::from_secs(20);
 const AWAY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 pub struct MakeJob {
@@ -88,6 +90,12 @@ pub async fn make(tools: &Tools, job: MakeJob, cancel: CancellationToken) -> Res
                 }
                 wait = (wait * 2).min(AWAY_WAIT_MAX);
             }
+            Err(Trouble::NoFirewall) if began.elapsed() < FIREWALL_PATIENCE => {
+                tokio::select! {
+                    () = tokio::time::sleep(AWAY_WAIT) => {}
+                    () = cancel.cancelled() => return Err(MakeError::Cancelled),
+                }
+            }
             Err(trouble) => return Err(trouble.into_error(&making.job)),
         }
     }
@@ -97,6 +105,7 @@ enum Trouble {
     Runtime(RuntimeError),
     Volume(VolumeError),
     Network(anyhow::Error),
+    NoFirewall,
     /// It ended as soon as it was started.
     Ended {
         out_of_memory: bool,
@@ -111,7 +120,10 @@ impl From<RuntimeError> for Trouble {
 
 impl Trouble {
     fn into_error(self, job: &MakeJob) -> MakeError {
-        let known = job.container.as_ref().map(|_| Container::Made);
+        let known = job.container.as_ref().map(|_| match job.phase {
+            Container::Absent => Container::Made,
+            phase => phase,
+        });
         let (kind, message, container) = match self {
             // Removed behind our back: the next try makes a new one.
             Self::Runtime(RuntimeError::Gone) => {
@@ -122,6 +134,7 @@ impl Trouble {
                 (FailureKind::DiskFull, VolumeError::DiskFull(left).to_string(), known)
             }
             Self::Volume(error) => (FailureKind::Volume, error.to_string(), known),
+            Self::NoFirewall => (FailureKind::Network, "The node's firewall is not loaded.".to_owned(), known),
             Self::Network(error) => (FailureKind::Network, format!("{error:#}"), known),
             Self::Ended { out_of_memory: true } => {
                 (FailureKind::OutOfMemory, "It ran out of memory before it started.".to_owned(), Some(Container::Ended))
@@ -144,7 +157,7 @@ impl Making<'_> {
     async fn attempt(&mut self) -> Result<Made, Trouble> {
         let tools = self.tools;
         if !tools.network.is_ready() {
-            return Err(Trouble::Network(anyhow::anyhow!("the firewall is not loaded")));
+            return Err(Trouble::NoFirewall);
         }
         if self.image.is_none() && (self.job.container.is_none() || !self.job.knows_image) {
             let deadline = Duration::from_secs(tools.config.limits.pull_deadline_s);

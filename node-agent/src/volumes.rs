@@ -134,7 +134,7 @@ fn path(path: &Path) -> Result<String, VolumeError> {
 
 pub fn free_mib(path: &Path) -> io::Result<u64> {
     let stat = nix::sys::statvfs::statvfs(path)?;
-    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64 >> 20)
+    Ok((stat.blocks_available() as u64 * stat.fragment_size() as u64) >> 20)
 }
 
 async fn command(program: &str, arguments: &[&str]) -> Result<(), VolumeError> {

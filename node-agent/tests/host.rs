@@ -450,7 +450,6 @@ async fn what_is_not_ours_is_left_alone_and_orphans_go_after_contact() {
             "--label",
             "clawhq.slot=x",
             "clawhq/hello:dev",
-            "/hello",
             "sleep",
         ])
         .unwrap();
@@ -516,8 +515,7 @@ async fn certificates_are_renewed_and_reports_survive_a_break() {
     let second = world.plane.certificate(1).await;
     assert_ne!(first, second);
     assert_eq!(world.plane.enrolled(), 1, "the token is for once");
-    let openings = world.plane.openings();
-    assert!(openings[0].dial < openings[1].dial);
+    assert!(world.plane.opening(0).await.dial < world.plane.opening(1).await.dial);
     until("the reports come again", async || (world.plane.indexes().len() >= 2 * before.len()).then_some(())).await;
     assert_eq!(world.plane.indexes()[before.len()..2 * before.len()], before);
     world.plane.set_lease(60_000, true);

@@ -18,7 +18,7 @@ use crate::eventually;
 /// An org's API key and where to use it. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
-    http: reqwest::Client,
+    pub http: reqwest::Client,
     pub base: String,
     pub api: SocketAddr,
     pub edge: SocketAddr,

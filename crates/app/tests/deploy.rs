@@ -259,7 +259,10 @@ async fn a_workload_stops_starts_updates_and_goes_without_a_trace() -> Result<()
     app.put_secret(org, &SecretName::parse("KEY")?, Plaintext::new("s3cret"), None).await?;
     let config = ConfigInput {
         env: BTreeMap::from([(EnvName::parse("LEVEL")?, "debug".to_owned())]),
-        secrets: vec![SecretInput { secret: SecretName::parse("KEY")?, target: SecretTarget::Env(EnvName::parse("API_KEY")?) }],
+        secrets: vec![SecretInput {
+            secret: SecretName::parse("KEY")?,
+            target: SecretTarget::Env(EnvName::parse("API_KEY")?),
+        }],
         ..ConfigInput::default()
     };
     let ask = UpdateWorkload { config, image: None, tier: None };
@@ -274,7 +277,11 @@ async fn a_workload_stops_starts_updates_and_goes_without_a_trace() -> Result<()
     ensure!(matches!(in_use, Err(Error::Refused(reason)) if reason.code == "in_use"));
 
     let restarted = node.beside(async { Ok(app.restart_workload(org, "bot", None, WAIT).await?) }).await?;
-    ensure!(restarted.workload.instance.as_ref().map(|one| one.restarts) == Some(1), "{:?}", restarted.workload.instance);
+    ensure!(
+        restarted.workload.instance.as_ref().map(|one| one.restarts) == Some(1),
+        "{:?}",
+        restarted.workload.instance
+    );
 
     let deleted = node.beside(async { Ok(app.delete_workload(org, "bot", None, WAIT).await?) }).await?;
     ensure!(deleted.workload.shown == Shown::Deleted, "{:?}", deleted.workload.shown);
@@ -288,7 +295,10 @@ async fn a_workload_stops_starts_updates_and_goes_without_a_trace() -> Result<()
         .into_iter()
         .map(|event| event.kind)
         .collect();
-    ensure!(kinds.contains(&"workload.deleted".to_owned()) && kinds.contains(&"instance.running".to_owned()), "{kinds:?}");
+    ensure!(
+        kinds.contains(&"workload.deleted".to_owned()) && kinds.contains(&"instance.running".to_owned()),
+        "{kinds:?}"
+    );
     Ok(())
 }
 

@@ -85,9 +85,7 @@ impl WorkloadDetail {
         let mut settled = false;
         let mut instances: Vec<_> = Vec::new();
         for instance in &self.instances {
-            if instance.ended_at.is_none() {
-                instances.push(instance.view());
-            } else if instance.failure.is_some() && !settled {
+            if instance.ended_at.is_none() || (instance.failure.is_some() && !settled) {
                 instances.push(instance.view());
             } else {
                 settled = true;
@@ -692,8 +690,8 @@ impl Workloads<'_> {
         );
         let values = [self.org().value(), id_list(&ids), Value::from(RECENT)];
         let rows = tx.query_all_raw(sql(instances, values)).await.or_store()?;
-        let mut by_workload: BTreeMap<WorkloadId, (Vec<Instance>, Option<QueuePlace>, Option<(VolumeId, NodeId)>)> =
-            BTreeMap::new();
+        type Found = (Vec<Instance>, Option<QueuePlace>, Option<(VolumeId, NodeId)>);
+        let mut by_workload: BTreeMap<WorkloadId, Found> = BTreeMap::new();
         for row in &rows {
             let instance = crate::instances::read(row)?;
             let row = Row::new(row, "instances", "id");

@@ -234,7 +234,8 @@ impl Stats {
         let mut text = Text(String::with_capacity(16 << 10));
         text.family("balancer_uptime_seconds", "gauge", "Seconds since the start");
         text.sample("balancer_uptime_seconds", &[], self.uptime_seconds);
-        let listeners: [(&str, &str, &str, fn(&ListenerStats) -> u64); 11] = [
+        type ListenerFigure = (&'static str, &'static str, &'static str, fn(&ListenerStats) -> u64);
+        let listeners: [ListenerFigure; 11] = [
             ("balancer_connections", "gauge", "Connections and UDP flows now", |l| l.now),
             ("balancer_connections_total", "counter", "Connections and UDP flows admitted", |l| l.total),
             ("balancer_no_backend_total", "counter", "Connections ended because no backend took them", |l| {
@@ -275,7 +276,8 @@ impl Stats {
                 );
             }
         }
-        let backends: [(&str, &str, &str, fn(&BackendStats) -> f64); 7] = [
+        type BackendFigure = (&'static str, &'static str, &'static str, fn(&BackendStats) -> f64);
+        let backends: [BackendFigure; 7] = [
             ("balancer_backend_up", "gauge", "1 while the backend takes new connections", |b| {
                 f64::from(u8::from(["up", "starting"].contains(&b.state)))
             }),

@@ -116,9 +116,9 @@ impl Setting {
             Want::Exactly(value) => Found::Change(now, (*value).to_owned()),
             Want::Ports(low, high) => {
                 let ends: Vec<u16> = now.split(' ').filter_map(|end| end.parse().ok()).collect();
-                match ends.as_slice() {
-                    &[from, to] if from <= *low && to >= *high => Found::Fine(now),
-                    &[from, to] => Found::Change(now, format!("{} {}", from.min(*low), to.max(*high))),
+                match *ends.as_slice() {
+                    [from, to] if from <= *low && to >= *high => Found::Fine(now),
+                    [from, to] => Found::Change(now, format!("{} {}", from.min(*low), to.max(*high))),
                     _ => Found::Change(now, format!("{low} {high}")),
                 }
             }

@@ -370,7 +370,7 @@ impl Balancer {
 
     // --- UDP ---------------------------------------------------------------------------------------------------
 
-    fn from_client(&mut self, io: &mut Io, listener: usize, from: SocketAddr, bytes: &[u8]) {
+    fn client_sent(&mut self, io: &mut Io, listener: usize, from: SocketAddr, bytes: &[u8]) {
         self.count(listener, L::DatagramsIn, 1);
         let Some(live) = self.listeners[listener].as_ref() else { return };
         let mut payload = bytes;
@@ -797,7 +797,7 @@ impl Service for Balancer {
 
     fn datagram(&mut self, io: &mut Io, conn: Conn, from: SocketAddr, bytes: &mut [u8]) {
         if conn.tag & LISTENER != 0 {
-            return self.from_client(io, (conn.tag & !LISTENER) as usize, from, bytes);
+            return self.client_sent(io, (conn.tag & !LISTENER) as usize, from, bytes);
         }
         let (index, _) = Self::side(conn.tag);
         let flow = &self.flows[index];
