@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 
 /// Variables with our prefix that are not settings of the file: `CLAWHQ_DATA` and `CLAWHQ_CONFIG` choose it, the others are
 /// `dev`'s own.
-const NOT_SETTINGS: &[&str] = &["DATA", "CONFIG", "SKIP_OPENCLAW"];
+const NOT_SETTINGS: &[&str] =
+    &["DATA", "CONFIG", "SKIP_OPENCLAW", "BIN", "TEST_DOCKER", "TEST_DOCKER_HOST", "TEST_PG", "TEST_KEEP", "TEST_SEED"];
 
 /// Everything that can be configured, a section a role.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 pub fn invalid() -> Error {
     Error::invalid(
         "/cursor",
-        Reason::new("cursor_invalid", "The cursor is not one of this list's.").with_hint("Begin without one."),
+        Reason::new("invalid_cursor", "The cursor is not one of this list's.").with_hint("Begin without one."),
     )
 }
 
