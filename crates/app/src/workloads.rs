@@ -484,7 +484,7 @@ impl App {
         }
         match (&before.state, &release.state) {
             (Some(old), Some(new)) if old.size_mib != new.size_mib => {
-                let reason = Reason::new("volume_fixed", "A volume keeps the size it was made with.")
+                let reason = Reason::new("config_invalid", "A volume keeps the size it was made with.")
                     .with_hint("Deploy a new workload to have a larger one.");
                 return Err(Error::invalid("/config/volume/size_mib", reason));
             }
