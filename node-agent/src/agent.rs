@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::{Cgroup, Hierarchies};
-use crate::channels::{Channels, Target};
+use crate::channels::{Accepted, Channels, Target};
 use crate::config::Config;
 use crate::ingress::{Route, Routes};
 use crate::inits::{Connection, InitEvent, Tickets};
@@ -38,6 +38,8 @@ use crate::want::Wanted;
 
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 const FIREWALL_CHECK: Duration = Duration::from_secs(10);
+const FIREWALL_PAUSE: Duration = Duration::from_millis(100);
+const SWEEP_EVERY: Duration = Duration::from_secs(300);
 const RELIST: Duration = Duration::from_secs(60);
 /// A run this long after its first answer is stable: what failed before is forgotten.
 const STABLE: Duration = Duration::from_secs(60);
@@ -98,7 +100,7 @@ pub enum LinkEvent {
     Upsert(Box<v1::SlotDesired>, Instant),
     Ack(u64),
     HeartbeatAck(v1::HeartbeatAck),
-    Open(v1::ChannelOpen),
+    Open(Box<Accepted>),
 }
 
 /// What every task of a slot works with.
@@ -481,14 +483,13 @@ impl Agent {
                 if self.link.as_ref().is_some_and(|(current, _)| *current == session) {
                     self.link = None;
                     self.tools.counters.linked.set(0);
-                    self.channels.close_all();
                 }
             }
             LinkEvent::Full(set, at) => self.on_full(set, at),
             LinkEvent::Upsert(desired, at) => self.on_desired(*desired, at),
             LinkEvent::Ack(index) => self.spool.ack(index),
             LinkEvent::HeartbeatAck(ack) => self.on_lease(&ack),
-            LinkEvent::Open(open) => self.on_open(open),
+            LinkEvent::Open(accepted) => self.on_open(*accepted),
         }
     }
 
@@ -646,7 +647,8 @@ impl Agent {
         }
     }
 
-    fn on_open(&mut self, open: v1::ChannelOpen) {
+    fn on_open(&mut self, accepted: Accepted) {
+        let open = &accepted.open;
         let target = match open.slot_id.parse::<SlotId>().ok().and_then(|id| self.slots.get(&id)) {
             Some(slot)
                 if slot.have.assigned.is_some_and(|id| id.to_string() == open.instance_id)
@@ -666,7 +668,7 @@ impl Agent {
             }
             _ => None,
         };
-        self.channels.open(open, target, self.tickets.clone(), self.tools.runtime.clone());
+        self.channels.serve(accepted, target, self.tickets.clone(), self.tools.runtime.clone());
     }
 
     // ------------------------------------------------------------------------------------------ Docker
@@ -1666,15 +1668,28 @@ pub async fn watch_runtime(tools: Arc<Tools>, stop: CancellationToken) {
     }
 }
 
-/// Loads the firewall, then looks every ten seconds whether it is still what was loaded; sweeps leftovers.
+/// Loads the firewall, then looks whether it is still what was loaded: at once when somebody changed a table, and every ten
+/// seconds. Sweeps leftovers.
 pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
-    let mut round = 0_u32;
+    let mut swept_at = None::<Instant>;
     let mut check = tokio::time::interval(FIREWALL_CHECK);
     let mut loaded = tools.network.is_ready();
+    let changes = tools.network.changes().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the kernel does not tell of changes to its tables: they are looked at every ten seconds alone");
+        None
+    });
+    let changed = async || match &changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = check.tick() => {}
+            told = changed() => if let Err(error) = told {
+                tracing::warn!(%error, "changes to the kernel's tables could not be read");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
         }
         let result = if loaded { tools.network.verify().await } else { tools.network.load().await.map(|()| true) };
         match result {
@@ -1687,7 +1702,8 @@ pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
             }
             Err(error) => tracing::error!(%error, "the firewall cannot be loaded: no container gets a network"),
         }
-        if round.is_multiple_of(30) {
+        if swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+            swept_at = Some(Instant::now());
             match tools.network.sweep().await {
                 Ok(0) => {}
                 Ok(swept) => {
@@ -1697,6 +1713,7 @@ pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
                 Err(error) => tracing::warn!(%error, "stray interfaces could not be looked for"),
             }
         }
-        round = round.wrapping_add(1);
+        // Whoever changes tables all the time costs us a look now and then, not all of it.
+        tokio::time::sleep(FIREWALL_PAUSE).await;
     }
 }

@@ -55,6 +55,18 @@ struct Inner {
 #[derive(Clone)]
 pub struct Channels(Arc<Inner>);
 
+/// A channel that is registered and not served yet: what is sent into it waits in its inbox.
+pub struct Accepted {
+    pub open: v1::ChannelOpen,
+    /// The way up of the session it came with.
+    up: Option<mpsc::Sender<Frame>>,
+    frames: mpsc::Receiver<v1::ChannelData>,
+    credit: Arc<Semaphore>,
+    cancel: CancellationToken,
+    /// It could not be registered: there are too many, or one of its number.
+    full: bool,
+}
+
 /// Why a channel ended.
 struct End {
     reason: &'static str,
@@ -80,8 +92,9 @@ impl Channels {
         Self(Arc::new(Inner { most, open: Mutex::default(), up: Mutex::default(), counters }))
     }
 
-    /// The frames of a new session of the stream.
+    /// The frames of a new session of the stream. Numbers begin anew: whatever spoke over an earlier one is over.
     pub fn attach(&self) -> mpsc::Receiver<Frame> {
+        self.close_all();
         let (send, receive) = mpsc::channel(OUTBOX);
         *self.0.up.lock() = Some(send);
         receive
@@ -119,28 +132,32 @@ impl Channels {
         }
     }
 
-    /// Serves a channel until its end; `target` is `None` when there is no such slot or it is another instance's.
-    pub fn open(
-        &self,
-        open: v1::ChannelOpen,
-        target: Option<Target>,
-        tickets: Tickets,
-        runtime: Arc<dyn ContainerRuntime>,
-    ) {
-        let Some(up) = self.0.up.lock().clone() else { return };
+    /// Registers a channel as its opening comes in, so that the frames behind it on the stream find it.
+    pub fn accept(&self, open: v1::ChannelOpen) -> Accepted {
         let (inbox, frames) = mpsc::channel(INBOX);
         let window = (open.credit as usize).clamp(PIECE, CREDIT_MAX);
         let credit = Arc::new(Semaphore::new(window));
         let cancel = CancellationToken::new();
-        let full = {
-            let mut all = self.0.open.lock();
-            let full = all.len() >= self.0.most || all.contains_key(&open.id);
-            if !full {
-                all.insert(open.id, Entry { inbox, credit: credit.clone(), cancel: cancel.clone() });
-            }
-            full
-        };
+        let mut all = self.0.open.lock();
+        let full = all.len() >= self.0.most || all.contains_key(&open.id);
+        if !full {
+            all.insert(open.id, Entry { inbox, credit: credit.clone(), cancel: cancel.clone() });
+        }
+        drop(all);
+        Accepted { open, up: self.0.up.lock().clone(), frames, credit, cancel, full }
+    }
+
+    /// Serves a channel until its end; `target` is `None` when there is no such slot or it is another instance's.
+    pub fn serve(
+        &self,
+        accepted: Accepted,
+        target: Option<Target>,
+        tickets: Tickets,
+        runtime: Arc<dyn ContainerRuntime>,
+    ) {
+        let Accepted { open, up, frames, credit, cancel, full } = accepted;
         let (this, id) = (self.clone(), open.id);
+        let Some(up) = up.filter(|_| !cancel.is_cancelled()) else { return };
         tokio::spawn(async move {
             let wire = Wire { id, up, credit };
             let ended = if full {
@@ -154,7 +171,11 @@ impl Channels {
                 };
                 let ended = served.await;
                 this.0.counters.channels.dec();
-                this.0.open.lock().remove(&id);
+                let mut open = this.0.open.lock();
+                // A later session may have given the number to another.
+                if open.get(&id).is_some_and(|entry| Arc::ptr_eq(&entry.credit, &wire.credit)) {
+                    open.remove(&id);
+                }
                 ended
             };
             let End { reason, message, exit_code } = ended;

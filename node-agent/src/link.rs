@@ -97,6 +97,7 @@ impl Link {
                 () = self.stop.cancelled() => return,
                 result = self.session(session) => result,
             };
+            self.channels.close_all();
             let _ = self.tools.events.send(Event::Link(LinkEvent::Down { session })).await;
             match result {
                 Ok(why) => tracing::info!(why, "the stream to the control plane ended"),
@@ -244,7 +245,11 @@ impl Link {
                     down::Frame::Upsert(desired) => self.event(LinkEvent::Upsert(Box::new(desired), at)).await?,
                     down::Frame::Ack(ack) => self.event(LinkEvent::Ack(ack.index)).await?,
                     down::Frame::HeartbeatAck(ack) => self.event(LinkEvent::HeartbeatAck(ack)).await?,
-                    down::Frame::ChannelOpen(open) => self.event(LinkEvent::Open(open)).await?,
+                    down::Frame::ChannelOpen(open) => {
+                        // Registered here: what follows it on the stream does not pass through the agent.
+                        let accepted = self.channels.accept(open);
+                        self.event(LinkEvent::Open(Box::new(accepted))).await?;
+                    }
                     down::Frame::ChannelData(data) => self.channels.data(data),
                     down::Frame::ChannelCredit(credit) => self.channels.credit(credit),
                     down::Frame::ChannelClosed(closed) => self.channels.closed(&closed),

@@ -2,7 +2,7 @@
 //!
 //! An address is of use only while its interface and it are together in the set `live`: added at the claim, taken out
 //! at the stop, and on a fresh slot not there. The table is loaded whole and atomically before the first container is
-//! attached, and compared with what was loaded every ten seconds.
+//! attached, and compared with what was loaded whenever the kernel tells of a change to a table, and every ten seconds.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,6 +24,7 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
 use crate::config;
@@ -33,6 +34,8 @@ use crate::netns::{Netns, Workers};
 const FIRST: u32 = u32::from_be_bytes([10, 96, 0, 0]);
 const PIECES: u32 = 1 << 19;
 const NFT_DEADLINE: Duration = Duration::from_secs(10);
+/// Changes that follow each other closely are looked at once.
+const SETTLE: Duration = Duration::from_millis(5);
 
 /// Never reached from a container, besides the configured resolvers.
 const FORBIDDEN: &[&str] = &[
@@ -132,11 +135,11 @@ impl Network {
         if !self.config.egress {
             return Ok(());
         }
-        // Without it nothing leaves; containers are the only ones whose packets we let through our table.
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         let text = self.ruleset();
         nft(&["-f", "-"], Some(&text)).await?;
         let digest = self.digest().await?;
+        // Without it nothing leaves; and nothing may before the table is there.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         *self.loaded.lock() = Some(digest);
         self.ready.store(true, Ordering::Relaxed);
         Ok(())
@@ -159,6 +162,11 @@ impl Network {
         self.ready.store(false, Ordering::Relaxed);
         self.load().await?;
         Ok(false)
+    }
+
+    /// Tells of changes to the kernel's tables from now on; `None` where there is no way out to guard.
+    pub fn changes(&self) -> io::Result<Option<Changes>> {
+        self.config.egress.then(Changes::subscribe).transpose()
     }
 
     async fn digest(&self) -> anyhow::Result<[u8; 32]> {
@@ -412,6 +420,8 @@ async fn nft(arguments: &[&str], input: Option<&str>) -> anyhow::Result<String> 
 
 const NEWSETELEM: u16 = 12;
 const DELSETELEM: u16 = 14;
+const NEWGEN: u16 = 15;
+const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -428,6 +438,62 @@ fn nft_socket() -> io::Result<OwnedFd> {
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(500))?;
     Ok(fd)
+}
+
+/// What the kernel tells of changes to its tables, whoever makes them.
+pub struct Changes(AsyncFd<OwnedFd>);
+
+impl Changes {
+    fn subscribe() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 1 << (NFNLGRP_NFTABLES - 1)))?;
+        Ok(Self(AsyncFd::new(fd)?))
+    }
+
+    /// Waits for a change to more than a set's elements, which we change ourselves with every claim. Safe to cancel.
+    pub async fn next(&self) -> io::Result<()> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            match self.drain() {
+                Ok(true) => {
+                    tokio::time::sleep(SETTLE).await;
+                    let _ = self.drain();
+                    return Ok(());
+                }
+                Ok(false) => guard.clear_ready(),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads all that waits; whether it is more than elements.
+    fn drain(&self) -> io::Result<bool> {
+        let (mut buffer, mut structural) = ([0; 16 << 10], false);
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => structural |= is_structural(&buffer[..length]),
+                Err(nix::errno::Errno::EAGAIN) => return Ok(structural),
+                // More changes than the socket holds: something of note may be among those that were dropped.
+                Err(nix::errno::Errno::ENOBUFS) => structural = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Whether netlink messages tell of tables, chains, rules or sets.
+fn is_structural(mut messages: &[u8]) -> bool {
+    while let Some(header) = messages.first_chunk::<16>() {
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let ours = kind >> 8 == NFNL_SUBSYS_NFTABLES;
+        if ours && !matches!(kind & 0xff, NEWSETELEM | DELSETELEM | NEWGEN) {
+            return true;
+        }
+        messages = messages.get(length.max(16).next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
 }
 
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -555,10 +621,12 @@ mod in_a_namespace {
                 assert!(!network.is_ready());
                 network.load().await.unwrap();
                 assert_eq!(network.live_elements().await.unwrap(), 1);
+                let changes = network.changes().unwrap().unwrap();
                 network.open(Piece(6)).unwrap();
                 network.open(Piece(6)).unwrap();
                 assert!(network.verify().await.unwrap());
                 let begin = std::time::Instant::now();
+                assert!(!changes.drain().unwrap(), "a claim's element is no reason to look");
                 for index in 100..300 {
                     network.open(Piece(index)).unwrap();
                 }
@@ -573,7 +641,14 @@ mod in_a_namespace {
                     &["insert", "rule", "inet", "clawhq", "from_slot", "accept"],
                     &["add", "element", "inet", "clawhq", "live", "{ \"x\" . 1.2.3.4 }"],
                 ] {
+                    let _ = changes.drain();
                     nft(meddling, None).await.unwrap();
+                    if meddling[1] != "element" {
+                        tokio::time::timeout(NFT_DEADLINE, changes.next())
+                            .await
+                            .expect("the kernel tells of it")
+                            .unwrap();
+                    }
                     assert!(!network.verify().await.unwrap(), "{meddling:?}");
                     assert!(network.verify().await.unwrap() && network.is_ready());
                     assert_eq!(network.live_elements().await.unwrap(), 201);
