@@ -697,7 +697,8 @@ impl Agent {
                 continue;
             };
             seen.insert(id);
-            let slot = self.slots.entry(id).or_insert_with(|| Slot::new(id, now));
+            // One that is not in the ledger: all that is known of it is what Docker says now.
+            let slot = self.slots.entry(id).or_insert_with(|| Slot { changed: asked, ..Slot::new(id, now) });
             if slot.changed > asked || slot.have.op.is_some() {
                 continue;
             }
