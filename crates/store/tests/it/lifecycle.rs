@@ -452,3 +452,25 @@ async fn an_instance_that_leaves_while_it_is_placed_takes_its_container_along() 
     assert!(detail.instances[0].ended_at.is_some());
     Ok(())
 }
+
+/// One row that this version cannot read must not keep a whole node from what is wanted of it.
+#[tokio::test]
+async fn a_slot_that_cannot_be_read_is_mentioned_and_the_others_are_told() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let slots = db.ready_slots(&node, &hello(), &tier, 3).await?;
+    db.system().slots().retire(&[slots[2]]).await?;
+    let broken = format!(
+        "alter table slots disable trigger slots_spec_fixed;
+         update slots set spec = '{{\"of\": \"a later version\"}}' where id in ('{:032x}', '{:032x}')",
+        slots[0].as_u128(),
+        slots[2].as_u128()
+    );
+    db.execute(&broken).await?;
+    let set = db.system().slots().of_node(node.id).await?;
+    assert_eq!(set.slots.iter().map(|slot| slot.slot).collect::<Vec<_>>(), [slots[1]]);
+    let bare = |slot, generation, present| clawhq_store::UnreadableSlot { slot, generation, present };
+    assert_eq!(set.unreadable, [bare(slots[0], 1, true), bare(slots[2], 2, false)]);
+    Ok(())
+}
