@@ -23,7 +23,7 @@ pub struct Instance {
     pub node: Option<NodeId>,
     pub node_health: NodeHealth,
     pub observed: SlotState,
-    /// When `observed` last changed.
+    /// When `observed` last changed, or was first known again after its node had been silent.
     pub since: Millis,
     /// How many times its process was started.
     pub run: u32,
@@ -61,7 +61,9 @@ impl Instance {
 macro_rules! instance_sql {
     () => {
         "i.id, i.workload_id, i.release_id, r.number as release_number, i.placement, i.slot_id, i.node_id,
-            coalesce(n.lease_until > now(), false) as live, i.observed, i.observed_at, i.run, i.failure, i.steps,
+            coalesce(n.lease_until > now(), false) as live, i.observed, i.run, i.failure, i.steps,
+            case when i.ended_at is not null or i.failure is not null and i.observed in ('failed', 'exited')
+                then i.observed_at else greatest(i.observed_at, n.heard_since) end as observed_at,
             i.created_at, i.queued_at, i.placed_at, i.ready_at, i.leaving_at, i.ended_at"
     };
 }

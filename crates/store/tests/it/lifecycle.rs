@@ -474,3 +474,38 @@ async fn a_slot_that_cannot_be_read_is_mentioned_and_the_others_are_told() -> Re
     assert_eq!(set.unreadable, [bare(slots[0], 1, true), bare(slots[2], 2, false)]);
     Ok(())
 }
+
+/// While a node is silent nothing can be reported in time, so nothing is late when it is heard again.
+#[tokio::test]
+async fn no_deadline_counts_the_silence_of_a_node() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    let (slot, _) = made.placed.slot.expect("cold");
+    db.report(&node, slot, 1, SlotState::Starting).await?;
+    let acts = async || {
+        let detail = db.store.tenant(&org.scope).workloads().get(&WorkloadRef::Id(made.workload)).await?;
+        let now = db.number("select (extract(epoch from now()) * 1000)::bigint").await?;
+        anyhow::Ok(lifecycle::converge(&detail.view(), now).acts)
+    };
+    db.execute(
+        "update instances set observed_at = now() - interval '1 hour';
+         update nodes set lease_until = now() - interval '50 minutes', heard_since = now() - interval '2 hours'",
+    )
+    .await?;
+    assert_eq!(acts().await?, []);
+    let facts =
+        NodeFacts { capacity_mib: 10_000, slots_max: 9, disk_free_mib: 1, ready: true, facts: clawhq_store::Json::Null };
+    let epoch = db.system().nodes().open_stream(node.id, &facts, 3_600_000).await?;
+    assert_eq!(acts().await?, [], "it was late before it could say a word");
+    // From then on its time runs, and a stream that is only dialled anew does not stop it.
+    db.execute("update nodes set heard_since = now() - interval '20 minutes'").await?;
+    db.system().nodes().open_stream(node.id, &facts, 3_600_000).await?;
+    assert!(matches!(acts().await?[..], [Act::Fail { instance, .. }] if instance == made.instance));
+    let beat = Heartbeat { disk_free_mib: 5, ready: true, lease_ms: 60_000 };
+    assert!(db.system().nodes().heartbeat(node.id, epoch + 1, beat).await?);
+    assert!(matches!(acts().await?[..], [Act::Fail { .. }]));
+    Ok(())
+}
