@@ -548,7 +548,7 @@ fn read_desired_row(row: &QueryResult) -> Result<SlotDesired> {
 /// An instance that failed keeps its failure whatever is reported later; one that runs has none.
 const OBSERVE: &str = "with
     old as materialized (
-        select s.id, s.observed from slots s join nodes n on n.id = s.node_id and n.stream_epoch = $3
+        select s.id, s.observed, s.image_digest from slots s join nodes n on n.id = s.node_id and n.stream_epoch = $3
         where s.id = $1 and s.node_id = $2 and s.generation = $4 and s.removed_at is null
             and ($15::uuid is null or s.instance_id = $15)
         for update of s),
@@ -572,7 +572,13 @@ const OBSERVE: &str = "with
             ready_at = case when $5 = 'running' then coalesce(i.ready_at, now()) else i.ready_at end,
             ended_at = case when slot.removed then now() end
         from slot where i.org_id = slot.org_id and i.id = slot.instance_id and i.ended_at is null
-        returning i.org_id, i.id, i.workload_id, slot.changed),
+        returning i.org_id, i.id, i.workload_id, i.release_id, slot.changed),
+    -- What a tenant's own reference was resolved to is what every later container of this release is made from.
+    pin as (
+        update releases r set spec = jsonb_set(r.spec, '{image_digest}', to_jsonb($8::text))
+        from old, instance where old.image_digest is null and $8::text is not null
+            and r.org_id = instance.org_id and r.id = instance.release_id
+            and r.spec->'template' = 'null' and r.spec->'image_digest' = 'null'),
     workload as (
         update workloads w set version = version + 1, updated_at = now()
         from instance where w.org_id = instance.org_id and w.id = instance.workload_id and instance.changed

@@ -509,3 +509,46 @@ async fn no_deadline_counts_the_silence_of_a_node() -> Result<()> {
     assert!(matches!(acts().await?[..], [Act::Fail { .. }]));
     Ok(())
 }
+
+/// A reference may mean another image tomorrow; a release does not.
+#[tokio::test]
+async fn what_an_image_was_resolved_to_stays_with_its_release() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let image = clawhq_domain::names::ImageRef::parse("example.org/app:1")?;
+    let bare = clawhq_domain::release::from_image(image, Default::default()).map_err(|why| anyhow::anyhow!("{why:?}"))?;
+    let digest_after = async |name: &str, bare: Option<clawhq_domain::release::Release>| {
+        let mut new = Deploy::new(name, &tier).build()?;
+        new.instance.claim = ClaimPolicy::Never;
+        if let Some(release) = bare {
+            (new.instance.spec.release, new.instance.spec.template) = (release.clone(), None);
+            new.release.release = release;
+        }
+        let rows = db.store.tenant(&org.scope);
+        let made = rows.workloads().create(&new, &Change::default()).await?;
+        let (slot, _) = made.placed.slot.expect("cold");
+        for digest in ["sha256:first", "sha256:second"] {
+            let report = SlotReport {
+                slot,
+                generation: 1,
+                instance: Some(made.instance),
+                state: SlotState::Running,
+                run: 1,
+                container: None,
+                image_digest: Some(digest.to_owned()),
+                failure: None,
+                steps: Vec::new(),
+                at: 0,
+            };
+            assert!(db.system().slots().observe(node.id, node.epoch, &report, None).await? != ReportOutcome::Stale);
+        }
+        let detail = rows.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+        anyhow::Ok(detail.release.release.image_digest)
+    };
+    assert_eq!(digest_after("image", Some(bare)).await?.as_deref(), Some("sha256:first"));
+    // A template's image is the platform's: its slots are made from what it is today.
+    assert_eq!(digest_after("template", None).await?, None);
+    Ok(())
+}
