@@ -104,6 +104,20 @@ async fn a_lost_lease_loses_every_right() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_look_that_is_due_soon_is_not_swallowed_by_one_that_waits() -> Result<()> {
+    let db = TestDb::new().await?;
+    let jobs = db.system().jobs();
+    let later = |key: &str| NewJob { delay_ms: 600_000, ..job(key, 3) };
+    assert!(jobs.enqueue(&later("a")).await?);
+    assert!(!jobs.enqueue(&job("a", 3)).await?, "one job for each thing to look at");
+    assert_eq!(jobs.claim("q", 10, 60_000).await?.len(), 1, "it waits for ten minutes although it is due");
+    assert!(jobs.enqueue(&job("b", 3)).await?);
+    assert!(!jobs.enqueue(&later("b")).await?);
+    assert_eq!(jobs.claim("q", 10, 60_000).await?.len(), 1, "a later look put off the one that is due");
+    Ok(())
+}
+
+#[tokio::test]
 async fn poison_dies_after_its_attempts_whether_it_fails_or_kills() -> Result<()> {
     let db = TestDb::new().await?;
     let jobs = db.system().jobs();
