@@ -203,3 +203,27 @@ async fn a_restart_of_the_database_costs_no_read_and_no_begin() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn what_is_old_goes_in_portions_that_end() -> Result<()> {
+    let db = TestDb::new().await?;
+    let org = db.org("ann", "free").await?;
+    let fill = format!(
+        "insert into idempotency (org_id, route, key, request_hash, created_at)
+         select '{org:032x}'::uuid, 'POST /x', n::text, sha256('x'), now() - interval '25 hours'
+         from generate_series(1, 6000) n;
+         insert into idempotency (org_id, route, key, request_hash) values ('{org:032x}', 'POST /x', 'young', sha256('x'));
+         insert into sessions (id, user_id, token_hash, expires_at)
+         select gen_random_uuid(), '{user:032x}', sha256(n::text::bytea), now() - interval '1 hour'
+         from generate_series(1, 6000) n",
+        org = org.scope.org().as_u128(),
+        user = org.user.as_u128(),
+    );
+    db.execute(&fill).await?;
+    let jobs = db.system().jobs();
+    assert_eq!((jobs.sweep(1000).await?.deleted, jobs.sweep(1000).await?.deleted), (5000, 1000));
+    assert_eq!(db.number("select count(*) from idempotency").await?, 1);
+    let accounts = db.store.accounts();
+    assert_eq!((accounts.sweep_sessions().await?, accounts.sweep_sessions().await?), (5000, 1000));
+    Ok(())
+}
