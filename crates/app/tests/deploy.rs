@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 const WAIT: Option<Duration> = Some(Duration::from_secs(20));
 
 struct World {
-    _db: TestDb,
+    db: TestDb,
     _folder: tempfile::TempDir,
     app: App,
     org: OrgContext,
@@ -63,7 +63,7 @@ impl World {
             )
             .await?;
         let org = app.enter(&Credential::Session(signed_in.token), "acme", origin()).await?;
-        Ok(Self { _db: db, _folder: folder, app, org, stop: CancellationToken::new() })
+        Ok(Self { db, _folder: folder, app, org, stop: CancellationToken::new() })
     }
 
     fn ask(&self, name: &str, claim: ClaimPolicy) -> Result<CreateWorkload> {
@@ -216,6 +216,28 @@ async fn a_warm_slot_becomes_the_tenants_and_the_pool_is_refilled() -> Result<()
     // A name is taken while it lives.
     let again = world.app.create_workload(&world.org, world.ask("bot", ClaimPolicy::Prefer)?, None, None).await;
     ensure!(matches!(again, Err(Error::Taken("workload name"))));
+    Ok(())
+}
+
+/// A tier that no node has room for must not stop the refill of those that fit.
+#[tokio::test]
+async fn a_pool_without_room_does_not_starve_the_others() -> Result<()> {
+    let world = World::new().await?;
+    let mut business = world.db.tier("business").await?;
+    // As when a node has as many of the tier as it may.
+    business.max_per_node = 0;
+    world.app.put_tier(&business).await?;
+    let mut node = Node::join(&world.app).await?;
+    for _ in 0..20 {
+        world.app.pool_pass().await?;
+        node.reconcile().await?;
+    }
+    let depth = world.app.pool_depths().await?;
+    let ready = |tier: &str| depth.iter().find(|pool| pool.tier == tier).map(|pool| (pool.ready, pool.target));
+    ensure!(ready("business").is_some_and(|(ready, target)| ready == 0 && target > 0), "{depth:?}");
+    for (tier, least) in [("free", 8), ("pro", 4)] {
+        ensure!(ready(tier).is_some_and(|(ready, _)| ready >= least), "{depth:?}");
+    }
     Ok(())
 }
 
