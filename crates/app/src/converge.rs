@@ -225,7 +225,7 @@ impl App {
 
     pub(crate) async fn kept_minted(&self, scope: &TenantScope, workload: WorkloadId) -> Result<Minted> {
         let Some(sealed) = self.store().tenant(scope).workloads().minted(workload).await? else {
-            return Ok(BTreeMap::<EnvName, Zeroizing<String>>::new());
+            return self.minted_of_slot(scope, workload).await;
         };
         let number =
             clawhq_sealing::key_number(&sealed).map_err(|error| Error::internal("minted credentials", error))?;
@@ -248,3 +248,16 @@ fn launch_claim(detail: &WorkloadDetail) -> ClaimPolicy {
         ClaimPolicy::Prefer | ClaimPolicy::Require => ClaimPolicy::Prefer,
     }
 }
+
+    /// They come with the container and are kept in a second step: whoever died between the two left them to be kept by
+    /// the next one who asks.
+    async fn minted_of_slot(&self, scope: &TenantScope, workload: WorkloadId) -> Result<Minted> {
+        let Some((slot, sealed)) = self.store().tenant(scope).workloads().minted_of_slot(workload).await? else {
+            return Ok(BTreeMap::<EnvName, Zeroizing<String>>::new());
+        };
+        let minted = read_minted(&self.0.keys.open_minted(slot, &sealed)?)?;
+        if !minted.is_empty() {
+            self.write_minted_row(scope, workload, &minted).await?;
+        }
+        Ok(minted)
+    }

@@ -368,3 +368,27 @@ async fn orgs_do_not_see_each_other() -> Result<()> {
     ensure!(matches!(foreign, Err(Error::NotFound("workload"))));
     Ok(())
 }
+
+/// The deploy's answer died with its process before the credentials were kept: they are still there to be had.
+#[tokio::test]
+async fn credentials_survive_a_crash_right_after_the_deploy() -> Result<()> {
+    let world = World::new().await?;
+    world.work();
+    let (app, org) = (&world.app, &world.org);
+    let minted = clawhq_domain::template::MintedToken { env: EnvName::parse("TOKEN")?, bytes: 24 };
+    app.publish_templates(vec![clawhq_domain::template::Template { minted: vec![minted], ..hello() }]).await?;
+    let mut node = Node::join(app).await?;
+    let made = node.beside(world.create("bot", ClaimPolicy::Never)).await?;
+    let told = made.access_token.context("a token")?;
+    world.db.execute("update workloads set minted = null").await?;
+    ensure!(app.access_token(org, "bot").await?.as_deref() == Some(told.as_str()), "nobody knows the token any more");
+
+    // The next container gets the same, also when nobody asked in between.
+    world.db.execute("update workloads set minted = null").await?;
+    node.beside(async { Ok(app.stop_workload(org, "bot", None, None, WAIT).await?) }).await?;
+    node.beside(async { Ok(app.start_workload(org, "bot", None, None, WAIT).await?) }).await?;
+    let last = node.seen.iter().rev().find_map(|slot| slot.claim.as_ref()).context("a claim")?;
+    let env = &last.process.as_ref().context("a process")?.env;
+    ensure!(env["TOKEN"].as_str() == told, "a new container, another token");
+    Ok(())
+}

@@ -602,6 +602,19 @@ impl Workloads<'_> {
         Row::new(&row.ok_or(StoreError::NotFound("workload"))?, "workloads", "id").get("minted")
     }
 
+    /// The credentials that the container of a workload came with, sealed for its slot: what is to be kept of them while
+    /// [`Workloads::minted`] has nothing yet.
+    pub async fn minted_of_slot(self, workload: WorkloadId) -> Result<Option<(SlotId, Vec<u8>)>> {
+        let tx = self.tenant.begin().await?;
+        let select = "select s.id, s.minted from instances i join slots s on s.org_id = i.org_id and s.instance_id = i.id
+            where i.org_id = $1 and i.workload_id = $2 and s.minted is not null
+            order by i.ended_at is null desc, i.id desc limit 1";
+        let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
+        let Some(row) = row else { return Ok(None) };
+        let row = Row::new(&row, "slots", "id");
+        Ok(Some((row.id("id")?, row.get("minted")?)))
+    }
+
     /// Ends a workload that is to be deleted and has nothing left outside: its name is free, its volumes go. `false`:
     /// something is left, or it has ended before.
     pub async fn finish(self, workload: WorkloadId, change: &Change) -> Result<bool> {
