@@ -392,3 +392,21 @@ async fn credentials_survive_a_crash_right_after_the_deploy() -> Result<()> {
     ensure!(env["TOKEN"].as_str() == told, "a new container, another token");
     Ok(())
 }
+
+/// One in the queue whose rows make no sense must not keep those behind it from their room.
+#[tokio::test]
+async fn one_that_cannot_be_placed_does_not_hold_up_the_queue() -> Result<()> {
+    let world = World::new().await?;
+    let (app, org) = (&world.app, &world.org);
+    for name in ["a", "b"] {
+        let queued = app.create_workload(org, world.ask(name, ClaimPolicy::Prefer)?, None, None).await?;
+        ensure!(queued.workload.shown == Shown::Queued);
+    }
+    world.db.execute("update workloads set tier = 'gone' where name = 'a'").await?;
+    let mut node = Node::join(app).await?;
+    app.place_queued().await?;
+    node.reconcile().await?;
+    ensure!(app.workload(org, "b").await?.shown == Shown::Running, "it waits behind one that cannot be placed");
+    ensure!(app.workload(org, "a").await?.shown == Shown::Queued);
+    Ok(())
+}

@@ -7,7 +7,7 @@ use clawhq_domain::workload::{InstanceView, NodeHealth, PlacementKind};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use crate::error::Result;
-use crate::row::Row;
+use crate::row::{Row, optional};
 use crate::tx::{reading, sql};
 use crate::{Store, TenantScope, codec};
 
@@ -109,19 +109,28 @@ pub struct SystemInstances<'s> {
 
 impl SystemInstances<'_> {
     /// Those that wait for room, first come first, with the scope that placing them needs
-    /// ([`Workloads::place_queued`](crate::Workloads::place_queued)).
-    pub async fn queued(self, limit: u32) -> Result<Vec<(TenantScope, Instance)>> {
+    /// ([`Workloads::place_queued`](crate::Workloads::place_queued)). `after`: only those behind this one, which may have
+    /// left the queue meanwhile.
+    pub async fn queued(
+        self,
+        after: Option<(OrgId, InstanceId)>,
+        limit: u32,
+    ) -> Result<Vec<(TenantScope, Instance)>> {
         let select = concat!(
             "select i.org_id, ",
             instance_sql!(),
             " from instances i
             join releases r on r.org_id = i.org_id and r.id = i.release_id
             left join nodes n on n.id = i.node_id
-            where i.placement = 'queued' and i.ended_at is null order by i.queued_at, i.id limit $1"
+            where i.placement = 'queued' and i.ended_at is null
+                and ($3::uuid is null or (i.queued_at, i.id) > (
+                    select l.queued_at, l.id from instances l where l.org_id = $2 and l.id = $3))
+            order by i.queued_at, i.id limit $1"
         );
         let db = &self.store.system;
-        let limit = || Value::from(i64::from(limit));
-        let rows = reading!(self.store.pool, db.query_all_raw(sql(select, [limit()])))?;
+        let (org, instance) = after.unzip();
+        let values = || [Value::from(i64::from(limit)), optional(org), optional(instance)];
+        let rows = reading!(self.store.pool, db.query_all_raw(sql(select, values())))?;
         rows.iter()
             .map(|row| {
                 let org: OrgId = Row::new(row, "instances", "id").id("org_id")?;
