@@ -6,7 +6,7 @@ use clawhq_domain::ids::{InstanceId, NodeId, OrgId, SlotId, VolumeId, WorkloadId
 use clawhq_domain::names::EnvName;
 use clawhq_domain::placement::{self, SLOTS_MAX};
 use clawhq_domain::release::{Release, SecretTarget};
-use clawhq_domain::slot::{SlotReport, SlotState};
+use clawhq_domain::slot::{Failure, FailureKind, SlotReport, SlotState};
 use clawhq_domain::template::{Probe, Protocol, Template, Tmpfs, WarmMode};
 use clawhq_domain::{Millis, Reason};
 use clawhq_runtime::ids::mint;
@@ -485,7 +485,17 @@ impl App {
     }
 
     /// Writes what a node reports. When it returns the report may be acknowledged, also when it was stale.
-    pub async fn observe(&self, node: NodeId, epoch: i64, report: SlotReport) -> Result<()> {
+    pub async fn observe(&self, node: NodeId, epoch: i64, mut report: SlotReport) -> Result<()> {
+        if matches!(report.state, SlotState::Failed | SlotState::Exited) && report.failure.is_none() {
+            // As when the agent was killed between giving up and saying why. Without a reason it would count as no
+            // failure, and be replaced again and again without a pause.
+            report.failure = Some(Failure {
+                kind: FailureKind::Runtime,
+                message: "It failed, and its node does not know any more why.".to_owned(),
+                exit: None,
+                log_tail: Vec::new(),
+            });
+        }
         let event = report.instance.and_then(|_| slot_event(&report));
         let outcome = self.store().system(&self.system()).slots().observe(node, epoch, &report, event.as_ref()).await?;
         let store::ReportOutcome::Applied(observed) = outcome else {

@@ -410,3 +410,34 @@ async fn one_that_cannot_be_placed_does_not_hold_up_the_queue() -> Result<()> {
     ensure!(app.workload(org, "a").await?.shown == Shown::Queued);
     Ok(())
 }
+
+/// An agent that was killed between giving up and saying why must not make a workload start over for ever.
+#[tokio::test]
+async fn a_failure_without_a_reason_is_one_all_the_same() -> Result<()> {
+    let world = World::new().await?;
+    let (app, org) = (&world.app, &world.org);
+    let mut node = Node::join(app).await?;
+    app.create_workload(org, world.ask("bot", ClaimPolicy::Never)?, None, None).await?;
+    let slot = app.desired_set(node.id).await?.slots.remove(0);
+    let report = SlotReport {
+        slot: slot.slot,
+        generation: slot.generation,
+        instance: slot.claim.as_ref().map(|claim| claim.instance),
+        state: SlotState::Failed,
+        run: 1,
+        container: None,
+        image_digest: None,
+        failure: None,
+        steps: Vec::new(),
+        at: 0,
+    };
+    app.observe(node.id, node.link.epoch, report).await?;
+    let workload = app.workload(org, "bot").await?;
+    ensure!(workload.instance.as_ref().is_some_and(|one| one.failure.is_some()), "no reason at all");
+    // Its container goes, and a new one comes after a pause, not at once.
+    app.converge(org.org, workload.id).await?;
+    node.reconcile().await?;
+    ensure!(app.converge(org.org, workload.id).await?.is_some(), "nothing looks at it again");
+    ensure!(app.desired_set(node.id).await?.slots.is_empty(), "it was replaced without a pause");
+    Ok(())
+}
