@@ -96,7 +96,10 @@ pub enum LinkEvent {
     Down { session: u64 },
     Full(v1::DesiredSet, Instant),
     Upsert(Box<v1::SlotDesired>, Instant),
+    /// Slots of a whole set that is closed by its `Full`.
+    Part(v1::DesiredPart, Instant),
     Ack(u64),
+    TellAll,
     HeartbeatAck(v1::HeartbeatAck),
     Open(v1::ChannelOpen),
 }
@@ -290,6 +293,8 @@ pub struct Agent {
     contacted: bool,
     /// On the boot clock; none: it does not end.
     lease_until: Option<i64>,
+    /// By the parts of a whole set that is still coming.
+    mentioned: BTreeSet<SlotId>,
     heartbeats: VecDeque<(i64, i64)>,
     link: Option<(u64, mpsc::UnboundedSender<v1::up::Frame>)>,
     facts: v1::NodeFacts,
@@ -361,6 +366,7 @@ impl Agent {
             contacted: false,
             lease_until,
             heartbeats: VecDeque::new(),
+            mentioned: BTreeSet::new(),
             link: None,
             facts,
             runtime_ready: false,
@@ -466,6 +472,8 @@ impl Agent {
                 self.link = Some((session, frames));
                 self.tools.counters.linked.set(1);
                 let dial = self.ledger.dial().unwrap_or_else(|error| {
+                // The rest of a set that was under way will not come.
+                self.mentioned.clear();
                     tracing::warn!(%error, "the number of this dial could not be kept");
                     u64::try_from(now_ms()).unwrap_or(0)
                 });
@@ -486,22 +494,32 @@ impl Agent {
             }
             LinkEvent::Full(set, at) => self.on_full(set, at),
             LinkEvent::Upsert(desired, at) => self.on_desired(*desired, at),
+            LinkEvent::Part(part, at) => self.on_part(part.slots, at),
             LinkEvent::Ack(index) => self.spool.ack(index),
+            LinkEvent::TellAll => {
+                for slot in self.slots.values_mut() {
+                    slot.reported = None;
+                }
+            }
             LinkEvent::HeartbeatAck(ack) => self.on_lease(&ack),
             LinkEvent::Open(open) => self.on_open(open),
         }
     }
 
-    fn on_full(&mut self, set: v1::DesiredSet, at: Instant) {
-        let mut mentioned = BTreeSet::new();
-        for desired in set.slots {
+    fn on_part(&mut self, slots: Vec<v1::SlotDesired>, at: Instant) {
+        for desired in slots {
             if let Ok(slot) = desired.slot_id.parse::<SlotId>() {
-                mentioned.insert(slot);
+                self.mentioned.insert(slot);
             }
             self.on_desired(desired, at);
         }
         let mut vanished = Vec::new();
         for (id, slot) in &mut self.slots {
+    }
+
+    fn on_full(&mut self, set: v1::DesiredSet, at: Instant) {
+        self.on_part(set.slots, at);
+        let mentioned = std::mem::take(&mut self.mentioned);
             if mentioned.contains(id) {
                 slot.missed = 0;
             } else if slot.want.is_some() {
@@ -1700,3 +1718,6 @@ pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
         round = round.wrapping_add(1);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -242,6 +242,8 @@ impl Link {
                 Some(v1::Down { frame: Some(frame) }) => match frame {
                     down::Frame::Full(set) => self.event(LinkEvent::Full(set, at)).await?,
                     down::Frame::Upsert(desired) => self.event(LinkEvent::Upsert(Box::new(desired), at)).await?,
+                    down::Frame::DesiredPart(part) => self.event(LinkEvent::Part(part, at)).await?,
+                    down::Frame::TellAll(v1::TellAll {}) => self.event(LinkEvent::TellAll).await?,
                     down::Frame::Ack(ack) => self.event(LinkEvent::Ack(ack.index)).await?,
                     down::Frame::HeartbeatAck(ack) => self.event(LinkEvent::HeartbeatAck(ack)).await?,
                     down::Frame::ChannelOpen(open) => self.event(LinkEvent::Open(open)).await?,

@@ -12,7 +12,7 @@ use clawhq_domain::{Millis, Reason};
 use clawhq_runtime::ids::mint;
 use clawhq_sealing::Plaintext;
 use clawhq_store as store;
-use clawhq_store::TokenHash;
+use clawhq_store::{TokenHash, UnreadableSlot};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -88,6 +88,8 @@ pub struct SlotDesired {
 /// The whole of it.
 pub struct DesiredSet {
     pub slots: Vec<SlotDesired>,
+    /// Said to be there, without what they are: something of them cannot be read or opened.
+    pub unreadable: Vec<UnreadableSlot>,
     /// Used by no slot any more: to be destroyed.
     pub removed_volumes: Vec<VolumeId>,
 }
@@ -388,9 +390,22 @@ impl App {
 
     /// Everything the node should have; volumes to be destroyed come beside it.
     pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
-        let set = self.store().system(&self.system()).slots().of_node(node).await?;
-        let slots = set.slots.into_iter().map(|slot| self.open_slot(slot)).collect::<Result<_>>()?;
-        Ok(DesiredSet { slots, removed_volumes: set.removed_volumes })
+        let store::SlotsOfNode { slots: rows, mut unreadable, removed_volumes } =
+            self.store().system(&self.system()).slots().of_node(node).await?;
+        let mut slots = Vec::with_capacity(rows.len());
+        for row in rows {
+            let bare = UnreadableSlot { slot: row.slot, generation: row.generation, present: row.present };
+            match self.open_slot(row) {
+                Ok(slot) => slots.push(slot),
+                // One tenant's trouble: the node's other containers must hear what is wanted of them all the same.
+                Err(error) => {
+                    let error: &(dyn std::error::Error + 'static) = &error;
+                    tracing::error!(slot.id = %bare.slot, error, "a slot is left as it is: it cannot be opened");
+                    unreadable.push(bare);
+                }
+            }
+        }
+        Ok(DesiredSet { slots, unreadable, removed_volumes })
     }
 
     /// What the node should know of these slots now.

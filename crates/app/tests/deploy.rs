@@ -411,6 +411,28 @@ async fn one_that_cannot_be_placed_does_not_hold_up_the_queue() -> Result<()> {
     Ok(())
 }
 
+/// What cannot be opened for one tenant is that tenant's trouble.
+#[tokio::test]
+async fn a_secret_that_does_not_open_stops_its_own_workload_alone() -> Result<()> {
+    let world = World::new().await?;
+    let (app, org) = (&world.app, &world.org);
+    let node = Node::join(app).await?;
+    app.put_secret(org, &SecretName::parse("KEY")?, Plaintext::new("s3cret"), None).await?;
+    let secret =
+        SecretInput { secret: SecretName::parse("KEY")?, target: SecretTarget::Env(EnvName::parse("API_KEY")?) };
+    let mut ask = world.ask("a", ClaimPolicy::Never)?;
+    ask.config.secrets.push(secret);
+    let broken = app.create_workload(org, ask, None, None).await?.workload;
+    app.create_workload(org, world.ask("b", ClaimPolicy::Never)?, None, None).await?;
+    ensure!(app.desired_set(node.id).await?.slots.len() == 2);
+    world.db.execute("update secret_versions set sealed = overlay(sealed placing '\\x0000000000000000'::bytea from 30)").await?;
+    let set = app.desired_set(node.id).await?;
+    ensure!(set.slots.len() == 1, "the node hears of nothing any more");
+    let slot = broken.instance.and_then(|one| one.slot).context("a slot")?;
+    ensure!(set.unreadable.iter().map(|one| one.slot).eq([slot]) && set.unreadable[0].present);
+    Ok(())
+}
+
 /// An agent that was killed between giving up and saying why must not make a workload start over for ever.
 #[tokio::test]
 async fn a_failure_without_a_reason_is_one_all_the_same() -> Result<()> {

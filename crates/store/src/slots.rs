@@ -412,8 +412,8 @@ impl Slots<'_> {
     /// Applies a node's report of one of its slots: slot, instance, workload's version, event, wake-up, and the room and
     /// volume of a slot that is gone, in one statement and one round trip.
     ///
-    /// Not waited for until it is on disk: a report that a crash of the database loses is told again by the node's next
-    /// full state. Reports from an older stream (`epoch`) or about an older generation change nothing.
+    /// Not waited for until it is on disk: after a crash of the database, which breaks every listener's connection, the
+    /// nodes' streams ask for all states anew. Reports from an older stream (`epoch`) or about an older generation change nothing.
     pub async fn observe(
         self,
         node: NodeId,
