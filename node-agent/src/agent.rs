@@ -44,6 +44,8 @@ const STABLE: Duration = Duration::from_secs(60);
 const ASK_FULL_EVERY: Duration = Duration::from_secs(5);
 /// Without any word about the lease, as when the ledger is lost.
 const LEASE_GRACE_MS: i64 = 60_000;
+/// While the firewall is not loaded, what waits for it looks again this often.
+const FIREWALL_LOOK_MS: Millis = 250;
 const TAIL_DEADLINE: Duration = Duration::from_secs(2);
 /// Hellos of containers that Docker has not told us about yet.
 const STRANGERS_MAX: usize = 256;
@@ -94,12 +96,12 @@ pub enum Event {
 pub enum LinkEvent {
     Up { session: u64, frames: mpsc::UnboundedSender<v1::up::Frame> },
     Down { session: u64 },
-    Full(v1::DesiredSet, Instant),
-    Upsert(Box<v1::SlotDesired>, Instant),
     /// Slots of a whole set that is closed by its `Full`.
     Part(v1::DesiredPart, Instant),
-    Ack(u64),
+    Full(v1::DesiredSet, Instant),
     TellAll,
+    Upsert(Box<v1::SlotDesired>, Instant),
+    Ack(u64),
     HeartbeatAck(v1::HeartbeatAck),
     Open(v1::ChannelOpen),
 }
@@ -291,10 +293,10 @@ pub struct Agent {
     strangers: VecDeque<(String, u32, Connection, protocol::Hello)>,
     policy: Policy,
     contacted: bool,
-    /// On the boot clock; none: it does not end.
-    lease_until: Option<i64>,
     /// By the parts of a whole set that is still coming.
     mentioned: BTreeSet<SlotId>,
+    /// On the boot clock; none: it does not end.
+    lease_until: Option<i64>,
     heartbeats: VecDeque<(i64, i64)>,
     link: Option<(u64, mpsc::UnboundedSender<v1::up::Frame>)>,
     facts: v1::NodeFacts,
@@ -364,9 +366,9 @@ impl Agent {
             strangers: VecDeque::new(),
             policy,
             contacted: false,
+            mentioned: BTreeSet::new(),
             lease_until,
             heartbeats: VecDeque::new(),
-            mentioned: BTreeSet::new(),
             link: None,
             facts,
             runtime_ready: false,
@@ -470,10 +472,10 @@ impl Agent {
         match event {
             LinkEvent::Up { session, frames } => {
                 self.link = Some((session, frames));
-                self.tools.counters.linked.set(1);
-                let dial = self.ledger.dial().unwrap_or_else(|error| {
                 // The rest of a set that was under way will not come.
                 self.mentioned.clear();
+                self.tools.counters.linked.set(1);
+                let dial = self.ledger.dial().unwrap_or_else(|error| {
                     tracing::warn!(%error, "the number of this dial could not be kept");
                     u64::try_from(now_ms()).unwrap_or(0)
                 });
@@ -492,15 +494,15 @@ impl Agent {
                     self.channels.close_all();
                 }
             }
-            LinkEvent::Full(set, at) => self.on_full(set, at),
-            LinkEvent::Upsert(desired, at) => self.on_desired(*desired, at),
             LinkEvent::Part(part, at) => self.on_part(part.slots, at),
-            LinkEvent::Ack(index) => self.spool.ack(index),
+            LinkEvent::Full(set, at) => self.on_full(set, at),
             LinkEvent::TellAll => {
                 for slot in self.slots.values_mut() {
                     slot.reported = None;
                 }
             }
+            LinkEvent::Upsert(desired, at) => self.on_desired(*desired, at),
+            LinkEvent::Ack(index) => self.spool.ack(index),
             LinkEvent::HeartbeatAck(ack) => self.on_lease(&ack),
             LinkEvent::Open(open) => self.on_open(open),
         }
@@ -513,13 +515,13 @@ impl Agent {
             }
             self.on_desired(desired, at);
         }
-        let mut vanished = Vec::new();
-        for (id, slot) in &mut self.slots {
     }
 
     fn on_full(&mut self, set: v1::DesiredSet, at: Instant) {
         self.on_part(set.slots, at);
         let mentioned = std::mem::take(&mut self.mentioned);
+        let mut vanished = Vec::new();
+        for (id, slot) in &mut self.slots {
             if mentioned.contains(id) {
                 slot.missed = 0;
             } else if slot.want.is_some() {
@@ -1214,6 +1216,13 @@ impl Agent {
             self.wake_at = plan.wake_at;
             let mut took_any = false;
             for step in plan.steps {
+                // A tenant's process does not start before it is walled in. Looked at again soon, for nobody else tells.
+                let starts = matches!(step.act, Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. });
+                if starts && !self.tools.network.is_ready() {
+                    let soon = now_ms() + FIREWALL_LOOK_MS;
+                    self.wake_at = Some(self.wake_at.map_or(soon, |known| known.min(soon)));
+                    continue;
+                }
                 if step.act == Act::AskFull {
                     self.ask_full(step.why);
                     continue;

@@ -132,10 +132,11 @@ impl Network {
         if !self.config.egress {
             return Ok(());
         }
-        // Without it nothing leaves; containers are the only ones whose packets we let through our table.
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         let text = self.ruleset();
         nft(&["-f", "-"], Some(&text)).await?;
+        // Without it nothing leaves; containers are the only ones whose packets we let through our table, so the table
+        // is there first.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         let digest = self.digest().await?;
         *self.loaded.lock() = Some(digest);
         self.ready.store(true, Ordering::Relaxed);

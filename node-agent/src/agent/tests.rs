@@ -82,13 +82,18 @@ struct Rig {
 impl Rig {
     /// Linked, with a Docker that had nothing when it last answered.
     fn new() -> Self {
+        Self::with_egress(false)
+    }
+
+    /// With a way out there must be a firewall, and nobody has loaded it.
+    fn with_egress(egress: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(folder.path()).unwrap();
         let spool = Spool::open(folder.path().join("reports")).unwrap();
         let workers = Workers::start().unwrap();
         let config = Config {
             data_dir: folder.path().to_owned(),
-            network: crate::config::Network { egress: false, ..crate::config::Network::default() },
+            network: crate::config::Network { egress, ..crate::config::Network::default() },
             ..Config::default()
         };
         let counters = Counters::register(&Metrics::new());
@@ -221,4 +226,25 @@ async fn what_was_acknowledged_is_told_again_when_asked_for() {
     assert_eq!(rig.reports(), [], "nothing has changed");
     rig.says(LinkEvent::TellAll);
     assert_eq!(rig.reports(), first, "a report that the database lost stays lost");
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_before_the_firewall_is_loaded() {
+    for egress in [true, false] {
+        let mut rig = Rig::with_egress(egress);
+        rig.full(&[1]);
+        let id = SlotId::from_u128(1);
+        let known = rig.agent.slots.get_mut(&id).unwrap();
+        (known.have.container, known.have.wired, known.have.op) = (Container::Up, true, None);
+        known.have.init = Init::Waiting;
+        let instance = InstanceId::from_u128(7);
+        let process = v1::Process { argv: vec!["/agent".to_owned()], ..v1::Process::default() };
+        let claim =
+            v1::Claim { instance_id: instance.to_string(), process: Some(process), ..v1::Claim::default() };
+        let claimed = v1::SlotDesired { generation: 2, claim: Some(claim), ..slot(1) };
+        rig.says(LinkEvent::Upsert(Box::new(claimed), Instant::now()));
+        let assigned = rig.agent.slots[&id].have.assigned;
+        assert_eq!(assigned, (!egress).then_some(instance));
+        assert!(!egress || rig.agent.wake_at.is_some_and(|at| at <= now_ms() + FIREWALL_LOOK_MS), "it looks again");
+    }
 }
