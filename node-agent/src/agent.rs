@@ -94,8 +94,13 @@ pub enum Event {
 }
 
 pub enum LinkEvent {
-    Up { session: u64, frames: mpsc::UnboundedSender<v1::up::Frame> },
-    Down { session: u64 },
+    Up {
+        session: u64,
+        frames: mpsc::UnboundedSender<v1::up::Frame>,
+    },
+    Down {
+        session: u64,
+    },
     /// Slots of a whole set that is closed by its `Full`.
     Part(v1::DesiredPart, Instant),
     Full(v1::DesiredSet, Instant),

@@ -425,7 +425,10 @@ async fn a_secret_that_does_not_open_stops_its_own_workload_alone() -> Result<()
     let broken = app.create_workload(org, ask, None, None).await?.workload;
     app.create_workload(org, world.ask("b", ClaimPolicy::Never)?, None, None).await?;
     ensure!(app.desired_set(node.id).await?.slots.len() == 2);
-    world.db.execute("update secret_versions set sealed = overlay(sealed placing '\\x0000000000000000'::bytea from 30)").await?;
+    world
+        .db
+        .execute("update secret_versions set sealed = overlay(sealed placing '\\x0000000000000000'::bytea from 30)")
+        .await?;
     let set = app.desired_set(node.id).await?;
     ensure!(set.slots.len() == 1, "the node hears of nothing any more");
     let slot = broken.instance.and_then(|one| one.slot).context("a slot")?;

@@ -2,8 +2,8 @@
 
 use prost::Message as _;
 
-use crate::v1::{self, down::Frame};
 use crate::FRAME_BYTES_MAX;
+use crate::v1::{self, down::Frame};
 
 /// Slots are gathered into frames of about this size; a larger one travels alone.
 const PART_BYTES: usize = 1024 * 1024;
@@ -71,7 +71,10 @@ mod tests {
         let sent: Vec<_> = frames.iter().flat_map(slots_of).cloned().collect();
         assert_eq!(sent, all);
         let (last, parts) = frames.split_last().unwrap();
-        assert!(matches!(last, Frame::Full(set) if set.removed_volumes == ["vol_1"]), "the set is closed by its last frame");
+        assert!(
+            matches!(last, Frame::Full(set) if set.removed_volumes == ["vol_1"]),
+            "the set is closed by its last frame"
+        );
         assert!(parts.len() > 5 && parts.iter().all(|part| matches!(part, Frame::DesiredPart(_))));
         for frame in frames {
             assert!(v1::Down { frame: Some(frame) }.encoded_len() <= FRAME_BYTES_MAX);

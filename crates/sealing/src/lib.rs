@@ -185,12 +185,8 @@ impl KeyRing {
             text.push('\n');
             // A name of its own: two that start at once must not write into one file.
             let beside = path.with_extension(format!("new-{}", &fresh_hex()[..16]));
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&beside)
-                .map_err(failed)?;
+            let mut file =
+                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(failed)?;
             file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
             // A link, not a rename: of two that start at once, one makes the ring and the other reads it.
             match std::fs::hard_link(&beside, path) {

@@ -111,11 +111,7 @@ impl SystemInstances<'_> {
     /// Those that wait for room, first come first, with the scope that placing them needs
     /// ([`Workloads::place_queued`](crate::Workloads::place_queued)). `after`: only those behind this one, which may have
     /// left the queue meanwhile.
-    pub async fn queued(
-        self,
-        after: Option<(OrgId, InstanceId)>,
-        limit: u32,
-    ) -> Result<Vec<(TenantScope, Instance)>> {
+    pub async fn queued(self, after: Option<(OrgId, InstanceId)>, limit: u32) -> Result<Vec<(TenantScope, Instance)>> {
         let select = concat!(
             "select i.org_id, ",
             instance_sql!(),

@@ -523,14 +523,16 @@ impl Workloads<'_> {
                     where w.org_id = $1 and w.id = gone.workload_id and gone.first)
                 select gone.id, gone.first, gone.placed, slot.id as slot_id, slot.node_id from gone left join slot on true";
             let values = || [self.org().value(), instance.value()];
-            let row = tx.query_one_raw(sql(leave, values())).await.or_store()?.ok_or(StoreError::NotFound("instance"))?;
+            let row =
+                tx.query_one_raw(sql(leave, values())).await.or_store()?.ok_or(StoreError::NotFound("instance"))?;
             let row = Row::new(&row, "instances", "id");
             let told: Option<(SlotId, NodeId)> = row.id_opt("slot_id")?.zip(row.id_opt("node_id")?);
             // It was placed by a transaction that this one waited for: its slot is newer than the statement's snapshot
             // and was not told. The next round sees it.
             let late = "select id from slots
                 where org_id = $1 and instance_id = $2 and desired = 'present' and removed_at is null";
-            if told.is_none() && row.get("placed")? && tx.query_one_raw(sql(late, values())).await.or_store()?.is_some() {
+            if told.is_none() && row.get("placed")? && tx.query_one_raw(sql(late, values())).await.or_store()?.is_some()
+            {
                 return Err(StoreError::Retryable);
             }
             if row.get::<bool>("first")? {
@@ -606,7 +608,8 @@ impl Workloads<'_> {
     /// [`Workloads::minted`] has nothing yet.
     pub async fn minted_of_slot(self, workload: WorkloadId) -> Result<Option<(SlotId, Vec<u8>)>> {
         let tx = self.tenant.begin().await?;
-        let select = "select s.id, s.minted from instances i join slots s on s.org_id = i.org_id and s.instance_id = i.id
+        let select =
+            "select s.id, s.minted from instances i join slots s on s.org_id = i.org_id and s.instance_id = i.id
             where i.org_id = $1 and i.workload_id = $2 and s.minted is not null
             order by i.ended_at is null desc, i.id desc limit 1";
         let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;

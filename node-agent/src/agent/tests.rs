@@ -7,9 +7,7 @@ use clawhq_runtime::metrics::Metrics;
 use futures::stream::{self, BoxStream};
 
 use super::*;
-use crate::runtime::{
-    ContainerSpec, ExecIo, Image, Inspected, LogLine, Result as RuntimeResult, RuntimeError,
-};
+use crate::runtime::{ContainerSpec, ExecIo, Image, Inspected, LogLine, Result as RuntimeResult, RuntimeError};
 
 struct Away;
 
@@ -112,17 +110,8 @@ impl Rig {
         });
         let channels = Channels::new(4, counters);
         let facts = v1::NodeFacts::default();
-        let agent = Agent::new(
-            tools,
-            Tickets::default(),
-            channels,
-            Routes::default(),
-            ledger,
-            spool,
-            Vec::new(),
-            facts,
-            None,
-        );
+        let agent =
+            Agent::new(tools, Tickets::default(), channels, Routes::default(), ledger, spool, Vec::new(), facts, None);
         let (_, frames) = mpsc::unbounded_channel();
         let mut rig = Self { agent, frames, _events: received, _folder: folder };
         rig.agent.on_event(Event::Listed { asked: Instant::now(), containers: Vec::new() });
@@ -239,8 +228,7 @@ async fn nobody_is_let_in_before_the_firewall_is_loaded() {
         known.have.init = Init::Waiting;
         let instance = InstanceId::from_u128(7);
         let process = v1::Process { argv: vec!["/agent".to_owned()], ..v1::Process::default() };
-        let claim =
-            v1::Claim { instance_id: instance.to_string(), process: Some(process), ..v1::Claim::default() };
+        let claim = v1::Claim { instance_id: instance.to_string(), process: Some(process), ..v1::Claim::default() };
         let claimed = v1::SlotDesired { generation: 2, claim: Some(claim), ..slot(1) };
         rig.says(LinkEvent::Upsert(Box::new(claimed), Instant::now()));
         let assigned = rig.agent.slots[&id].have.assigned;

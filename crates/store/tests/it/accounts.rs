@@ -212,7 +212,8 @@ async fn who_is_removed_takes_no_key_along() -> Result<()> {
     db.store.tenant(&bob.scope).api_keys().create(&key("at home", bob.user), &none).await?;
     tenant.org().remove_member(bob.user, &none).await?;
     for (name, org, opens) in [("anns", &ann, true), ("bobs", &ann, false), ("at home", &bob, true)] {
-        let entry = db.store.accounts().enter(&Credential::ApiKey(TokenHash::of(name)), &OrgRef::Id(org.scope.org())).await?;
+        let entry =
+            db.store.accounts().enter(&Credential::ApiKey(TokenHash::of(name)), &OrgRef::Id(org.scope.org())).await?;
         assert_eq!(matches!(entry, Entry::Entered(_)), opens, "{name}: {entry:?}");
     }
     Ok(())

@@ -379,12 +379,8 @@ async fn what_still_runs_is_seen_however_many_came_after_it() -> Result<()> {
     let release = from_template(&deploy.template, deploy.config.clone()).map_err(|why| anyhow::anyhow!("{why:?}"))?;
     let new = NewRelease { id: mint(), release };
     let (workload, _) = tenant.workloads().revise(made.workload, &new, "free", None, None, &none).await?;
-    let failure = Failure {
-        kind: FailureKind::Runtime,
-        message: "it broke".to_owned(),
-        exit: None,
-        log_tail: Vec::new(),
-    };
+    let failure =
+        Failure { kind: FailureKind::Runtime, message: "it broke".to_owned(), exit: None, log_tail: Vec::new() };
     for _ in 0..15 {
         let instance = deploy.instance()?;
         let placed = tenant.workloads().launch(made.workload, workload.generation, new.id, &instance, &none).await?;
@@ -496,8 +492,13 @@ async fn no_deadline_counts_the_silence_of_a_node() -> Result<()> {
     )
     .await?;
     assert_eq!(acts().await?, []);
-    let facts =
-        NodeFacts { capacity_mib: 10_000, slots_max: 9, disk_free_mib: 1, ready: true, facts: clawhq_store::Json::Null };
+    let facts = NodeFacts {
+        capacity_mib: 10_000,
+        slots_max: 9,
+        disk_free_mib: 1,
+        ready: true,
+        facts: clawhq_store::Json::Null,
+    };
     let epoch = db.system().nodes().open_stream(node.id, &facts, 3_600_000).await?;
     assert_eq!(acts().await?, [], "it was late before it could say a word");
     // From then on its time runs, and a stream that is only dialled anew does not stop it.
@@ -518,7 +519,8 @@ async fn what_an_image_was_resolved_to_stays_with_its_release() -> Result<()> {
     let org = db.org("ann", "free").await?;
     let node = db.node("n1", 10_000).await?;
     let image = clawhq_domain::names::ImageRef::parse("example.org/app:1")?;
-    let bare = clawhq_domain::release::from_image(image, Default::default()).map_err(|why| anyhow::anyhow!("{why:?}"))?;
+    let bare =
+        clawhq_domain::release::from_image(image, Default::default()).map_err(|why| anyhow::anyhow!("{why:?}"))?;
     let digest_after = async |name: &str, bare: Option<clawhq_domain::release::Release>| {
         let mut new = Deploy::new(name, &tier).build()?;
         new.instance.claim = ClaimPolicy::Never;
