@@ -49,7 +49,7 @@ pub struct Limits {
     pub log_lines: usize,
     /// Bytes of one exec's output.
     pub exec_bytes: usize,
-    /// Node streams, enrolments and handshakes at once.
+    /// Connections of nodes at once; those that are not known for a node's yet have a smaller room of their own.
     pub node_connections: usize,
 }
 

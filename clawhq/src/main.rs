@@ -85,6 +85,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = no_core_files() {
+        eprintln!("  ! a crash may leave a core file with secrets in it: {error}");
+    }
     clawhq_runtime::crypto::install();
     let cli = Cli::parse();
     match run(cli) {
@@ -94,6 +97,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Secrets pass through the memory of most roles, and a core file is a file. Children inherit it.
+fn no_core_files() -> nix::Result<()> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
 }
 
 fn run(cli: Cli) -> Result<()> {
@@ -166,4 +174,15 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .thread_name("clawhq")
         .build()
         .context("starting the runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_crash_leaves_no_core_file() {
+        super::no_core_files().unwrap();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().rev().take(3).collect::<Vec<_>>(), ["bytes", "0", "0"], "{core}");
+    }
 }

@@ -46,6 +46,8 @@ const STABLE: Duration = Duration::from_secs(60);
 const ASK_FULL_EVERY: Duration = Duration::from_secs(5);
 /// Without any word about the lease, as when the ledger is lost.
 const LEASE_GRACE_MS: i64 = 60_000;
+/// While the firewall is not loaded, what waits for it looks again this often.
+const FIREWALL_LOOK_MS: Millis = 250;
 const TAIL_DEADLINE: Duration = Duration::from_secs(2);
 /// Hellos of containers that Docker has not told us about yet.
 const STRANGERS_MAX: usize = 256;
@@ -94,9 +96,17 @@ pub enum Event {
 }
 
 pub enum LinkEvent {
-    Up { session: u64, frames: mpsc::UnboundedSender<v1::up::Frame> },
-    Down { session: u64 },
+    Up {
+        session: u64,
+        frames: mpsc::UnboundedSender<v1::up::Frame>,
+    },
+    Down {
+        session: u64,
+    },
+    /// Slots of a whole set that is closed by its `Full`.
+    Part(v1::DesiredPart, Instant),
     Full(v1::DesiredSet, Instant),
+    TellAll,
     Upsert(Box<v1::SlotDesired>, Instant),
     Ack(u64),
     HeartbeatAck(v1::HeartbeatAck),
@@ -290,6 +300,8 @@ pub struct Agent {
     strangers: VecDeque<(String, u32, Connection, protocol::Hello)>,
     policy: Policy,
     contacted: bool,
+    /// By the parts of a whole set that is still coming.
+    mentioned: BTreeSet<SlotId>,
     /// On the boot clock; none: it does not end.
     lease_until: Option<i64>,
     heartbeats: VecDeque<(i64, i64)>,
@@ -361,6 +373,7 @@ impl Agent {
             strangers: VecDeque::new(),
             policy,
             contacted: false,
+            mentioned: BTreeSet::new(),
             lease_until,
             heartbeats: VecDeque::new(),
             link: None,
@@ -466,6 +479,8 @@ impl Agent {
         match event {
             LinkEvent::Up { session, frames } => {
                 self.link = Some((session, frames));
+                // The rest of a set that was under way will not come.
+                self.mentioned.clear();
                 self.tools.counters.linked.set(1);
                 let dial = self.ledger.dial().unwrap_or_else(|error| {
                     tracing::warn!(%error, "the number of this dial could not be kept");
@@ -485,7 +500,13 @@ impl Agent {
                     self.tools.counters.linked.set(0);
                 }
             }
+            LinkEvent::Part(part, at) => self.on_part(part.slots, at),
             LinkEvent::Full(set, at) => self.on_full(set, at),
+            LinkEvent::TellAll => {
+                for slot in self.slots.values_mut() {
+                    slot.reported = None;
+                }
+            }
             LinkEvent::Upsert(desired, at) => self.on_desired(*desired, at),
             LinkEvent::Ack(index) => self.spool.ack(index),
             LinkEvent::HeartbeatAck(ack) => self.on_lease(&ack),
@@ -493,14 +514,18 @@ impl Agent {
         }
     }
 
-    fn on_full(&mut self, set: v1::DesiredSet, at: Instant) {
-        let mut mentioned = BTreeSet::new();
-        for desired in set.slots {
+    fn on_part(&mut self, slots: Vec<v1::SlotDesired>, at: Instant) {
+        for desired in slots {
             if let Ok(slot) = desired.slot_id.parse::<SlotId>() {
-                mentioned.insert(slot);
+                self.mentioned.insert(slot);
             }
             self.on_desired(desired, at);
         }
+    }
+
+    fn on_full(&mut self, set: v1::DesiredSet, at: Instant) {
+        self.on_part(set.slots, at);
+        let mentioned = std::mem::take(&mut self.mentioned);
         let mut vanished = Vec::new();
         for (id, slot) in &mut self.slots {
             if mentioned.contains(id) {
@@ -1199,6 +1224,13 @@ impl Agent {
             self.wake_at = plan.wake_at;
             let mut took_any = false;
             for step in plan.steps {
+                // A tenant's process does not start before it is walled in. Looked at again soon, for nobody else tells.
+                let starts = matches!(step.act, Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. });
+                if starts && !self.tools.network.is_ready() {
+                    let soon = now_ms() + FIREWALL_LOOK_MS;
+                    self.wake_at = Some(self.wake_at.map_or(soon, |known| known.min(soon)));
+                    continue;
+                }
                 if step.act == Act::AskFull {
                     self.ask_full(step.why);
                     continue;
@@ -1718,3 +1750,6 @@ pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
         tokio::time::sleep(FIREWALL_PAUSE).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

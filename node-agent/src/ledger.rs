@@ -1,9 +1,9 @@
 //! What must outlive this process: which slot is which container and whose, the reports nobody has acknowledged, the
 //! number of dials, the lease.
 //!
-//! One small file a slot, replaced by rename; reports in one file that is only appended to. Nothing is synced to the
-//! disk: what survives is `kill -9` of this process, and after a crash of the host no container is left that the ledger
-//! would be needed for. Processes are written without arguments, environment and files: secrets are never on disk.
+//! One small file a slot, replaced by rename; reports in one file that is only appended to. They are not synced to the
+//! disk: what survives is `kill -9` of this process, and after a crash of the host no process is left that they would be
+//! needed for. The installation's id is: stopped containers carry it. Processes are written without arguments, environment and files: secrets are never on disk.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -83,11 +83,16 @@ impl Ledger {
         let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| anyhow::anyhow!("another node agent uses {}: {error}", dir.display()))?;
         let mut ledger = Self { slots, small: dir.to_owned(), _lock: lock, installation: String::new() };
-        ledger.installation = match ledger.read("installation")? {
-            Some(bytes) => String::from_utf8(bytes)?,
+        let is_one = |text: &String| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let kept = ledger.read("installation")?.map(|bytes| String::from_utf8(bytes).unwrap_or_default());
+        if kept.as_ref().is_some_and(|text| !is_one(text)) {
+            tracing::error!(dir = %dir.display(), "the installation's id is damaged: containers made under it are not ours any more");
+        }
+        ledger.installation = match kept.filter(is_one) {
+            Some(known) => known,
             None => {
                 let fresh = hex::encode(rand::random::<[u8; 8]>());
-                ledger.write("installation", fresh.as_bytes())?;
+                replace_synced(&dir.join("installation"), fresh.as_bytes())?;
                 fresh
             }
         };
@@ -161,6 +166,16 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&draft, path)
 }
 
+/// [`replace`], and on the disk when it returns: for what a crash of the whole host must not take.
+pub fn replace_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
 /// A desired slot as it may lie on the disk.
 pub fn redacted(desired: &v1::SlotDesired) -> v1::SlotDesired {
     let process = |process: &v1::Process| v1::Process {
@@ -225,7 +240,12 @@ pub struct Spool {
     bytes: u64,
     last: u64,
     pending: VecDeque<v1::Report>,
+    /// Up to which index the file says that reports are acknowledged.
+    acked: u64,
 }
+
+/// In place of a record's length: what follows is an index, up to which all is acknowledged.
+const ACK: u32 = u32::MAX;
 
 impl Spool {
     /// Reads what is there; a record that was cut short ends it.
@@ -245,18 +265,26 @@ impl Spool {
                 0
             }
         };
-        let (mut pending, mut good) = (VecDeque::new(), 8);
+        let (mut pending, mut acked, mut good) = (VecDeque::<v1::Report>::new(), last, 8);
         while let Some(head) = bytes[good..].first_chunk::<4>() {
-            let length = u32::from_le_bytes(*head) as usize;
-            let Some(body) = bytes.get(good + 4..good + 4 + length) else { break };
+            let length = u32::from_le_bytes(*head);
+            if length == ACK {
+                let Some(index) = bytes[good + 4..].first_chunk::<8>() else { break };
+                acked = acked.max(u64::from_le_bytes(*index));
+                good += 12;
+                continue;
+            }
+            let end = (good + 4).saturating_add(length as usize);
+            let Some(body) = bytes.get(good + 4..end) else { break };
             let Ok(report) = v1::Report::decode(body) else { break };
             last = last.max(report.index);
             pending.push_back(report);
-            good += 4 + length;
+            good = end;
         }
+        pending.retain(|report| report.index > acked);
         file.set_len(good as u64)?;
         file.seek(io::SeekFrom::End(0))?;
-        Ok(Self { path, file, bytes: good as u64, last, pending })
+        Ok(Self { path, file, bytes: good as u64, last, pending, acked })
     }
 
     pub fn last_index(&self) -> u64 {
@@ -267,9 +295,19 @@ impl Spool {
     pub fn push(&mut self, slot: v1::SlotReport) -> v1::Report {
         self.last += 1;
         let report = v1::Report { index: self.last, slot: Some(slot) };
-        let mut record = u32::try_from(report.encoded_len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
+        // Its texts are bounded where they are made, far below what a length can say.
+        let mut record = u32::try_from(report.encoded_len()).unwrap_or(ACK).to_le_bytes().to_vec();
         report.encode(&mut record).expect("a vector grows");
-        match self.file.write_all(&record) {
+        self.append(&record);
+        self.pending.push_back(report.clone());
+        if self.pending.len() > REPORTS_MAX {
+            self.supersede();
+        }
+        report
+    }
+
+    fn append(&mut self, record: &[u8]) {
+        match self.file.write_all(record) {
             Ok(()) => self.bytes += record.len() as u64,
             Err(error) => {
                 tracing::error!(%error, "a report could not be kept on disk");
@@ -277,11 +315,6 @@ impl Spool {
                 let _ = self.file.set_len(self.bytes).and_then(|()| self.file.seek(io::SeekFrom::End(0)).map(drop));
             }
         }
-        self.pending.push_back(report.clone());
-        if self.pending.len() > REPORTS_MAX {
-            self.supersede();
-        }
-        report
     }
 
     /// Drops the oldest report of a slot that has a later one, or else the oldest.
@@ -297,11 +330,19 @@ impl Spool {
         self.pending.remove(drop);
     }
 
-    /// Everything up to and with `index` is safe elsewhere.
+    /// Everything up to and with `index` is safe elsewhere, and is not told again by a later run of ours.
     pub fn ack(&mut self, index: u64) {
         while self.pending.front().is_some_and(|report| report.index <= index) {
             self.pending.pop_front();
         }
+        let index = index.min(self.last);
+        if index <= self.acked {
+            return;
+        }
+        self.acked = index;
+        let mut record = ACK.to_le_bytes().to_vec();
+        record.extend_from_slice(&index.to_le_bytes());
+        self.append(&record);
         if self.pending.is_empty()
             && self.bytes > COMPACT_BYTES
             && let Err(error) = self.compact()
@@ -313,7 +354,7 @@ impl Spool {
     fn compact(&mut self) -> io::Result<()> {
         replace(&self.path, &self.last.to_le_bytes())?;
         self.file = OpenOptions::new().append(true).open(&self.path)?;
-        self.bytes = 8;
+        (self.bytes, self.acked) = (8, self.last);
         Ok(())
     }
 
@@ -378,6 +419,17 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_installation_id_is_replaced_and_never_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        for damaged in [&b""[..], b"short", &[0xff; 16], b"../../etc/passwd"] {
+            fs::write(dir.path().join("installation"), damaged).unwrap();
+            let ledger = Ledger::open(dir.path()).unwrap();
+            assert_eq!(ledger.installation.len(), 16, "{damaged:?}");
+            assert_eq!(fs::read(dir.path().join("installation")).unwrap(), ledger.installation.as_bytes());
+        }
+    }
+
+    #[test]
     fn reports_keep_their_index_until_acknowledged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reports");
@@ -386,7 +438,6 @@ mod tests {
         for n in 1..=3 {
             assert_eq!(spool.push(report(n)).index, n as u64);
         }
-        spool.ack(1);
         drop(spool);
         // Cut the last record short, as a kill in the middle of a write would.
         let length = fs::metadata(&path).unwrap().len();
@@ -401,6 +452,38 @@ mod tests {
         drop(spool);
         let spool = Spool::open(path).unwrap();
         assert_eq!((spool.last_index(), spool.pending().count()), (4, 1));
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_not_told_again_by_a_later_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reports");
+        let indexes = |spool: &Spool| spool.pending().map(|report| report.index).collect::<Vec<_>>();
+        let mut spool = Spool::open(path.clone()).unwrap();
+        (0..4).for_each(|_| drop(spool.push(v1::SlotReport::default())));
+        spool.ack(2);
+        spool.ack(1);
+        spool.push(v1::SlotReport::default());
+        drop(spool);
+        let mut spool = Spool::open(path.clone()).unwrap();
+        assert_eq!((indexes(&spool), spool.last_index()), (vec![3, 4, 5], 5));
+        // More than was ever given, as an answer to another installation's: what comes next still counts.
+        spool.ack(99);
+        assert_eq!(spool.push(v1::SlotReport::default()).index, 6);
+        drop(spool);
+        // A kill in the middle of writing the acknowledgement costs a repetition, never a report.
+        let mut spool = Spool::open(path.clone()).unwrap();
+        assert_eq!(indexes(&spool), [6]);
+        spool.ack(6);
+        drop(spool);
+        let length = fs::metadata(&path).unwrap().len();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
+        let mut spool = Spool::open(path.clone()).unwrap();
+        assert_eq!(indexes(&spool), [6]);
+        assert_eq!(spool.push(v1::SlotReport::default()).index, 7);
+        spool.compact().unwrap();
+        drop(spool);
+        assert_eq!(Spool::open(path).unwrap().last_index(), 7);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use zeroize::Zeroize;
 
 use crate::agent::{Event, LinkEvent, Tools};
 use crate::channels::Channels;
-use crate::ledger::replace;
+use crate::ledger::replace_synced;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -53,7 +53,8 @@ impl Identity {
     }
 
     fn save(&self, path: &Path) -> anyhow::Result<()> {
-        Ok(replace(path, &serde_json::to_vec(self)?)?)
+        // The join token is burnt and the former certificate on its way out: this one must not be lost with the power.
+        Ok(replace_synced(path, &serde_json::to_vec(self)?)?)
     }
 
     pub fn node_id(&self) -> Option<NodeId> {
@@ -242,6 +243,8 @@ impl Link {
                 Some(v1::Down { frame: None }) => tracing::debug!("a frame of a newer control plane is skipped"),
                 Some(v1::Down { frame: Some(frame) }) => match frame {
                     down::Frame::Full(set) => self.event(LinkEvent::Full(set, at)).await?,
+                    down::Frame::DesiredPart(part) => self.event(LinkEvent::Part(part, at)).await?,
+                    down::Frame::TellAll(v1::TellAll {}) => self.event(LinkEvent::TellAll).await?,
                     down::Frame::Upsert(desired) => self.event(LinkEvent::Upsert(Box::new(desired), at)).await?,
                     down::Frame::Ack(ack) => self.event(LinkEvent::Ack(ack.index)).await?,
                     down::Frame::HeartbeatAck(ack) => self.event(LinkEvent::HeartbeatAck(ack)).await?,

@@ -137,6 +137,9 @@ impl Network {
         }
         let text = self.ruleset();
         nft(&["-f", "-"], Some(&text)).await?;
+        // Without it nothing leaves; containers are the only ones whose packets we let through our table, so the table
+        // is there first.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         let digest = self.digest().await?;
         // Without it nothing leaves; and nothing may before the table is there.
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;

@@ -203,6 +203,8 @@ impl Link {
         let mut full = tokio::time::interval(FULL_EVERY);
         full.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         full.tick().await;
+        // What an earlier stream acknowledged may be gone since, as when the database crashed.
+        self.send(v1::down::Frame::TellAll(v1::TellAll {})).await?;
         self.full().await?;
         loop {
             tokio::select! {
@@ -210,8 +212,14 @@ impl Link {
                     let hinted = Instant::now();
                     let Some(hint) = hint else { return Err(Status::aborted("a newer stream of this node took over")) };
                     match gather(hint, &mut inbox) {
-                        Some(slots) => self.upsert(&slots, hinted).await?,
-                        None => self.full().await?,
+                        Gathered::Slots(slots) => self.upsert(&slots, hinted).await?,
+                        Gathered::TooMany => self.full().await?,
+                        Gathered::Everything => {
+                            // Notices were missed because the database was away. Reports are acknowledged before they
+                            // are on its disk, so the last of them may be lost with a crash.
+                            self.send(v1::down::Frame::TellAll(v1::TellAll {})).await?;
+                            self.full().await?;
+                        }
                     }
                 }
                 _ = full.tick() => self.full().await?,
@@ -242,7 +250,12 @@ impl Link {
         let mut pause = Duration::from_millis(50);
         loop {
             match self.backend.app().desired_set(self.node).await {
-                Ok(set) => return self.send(wire::full(set)).await,
+                Ok(set) => {
+                    for frame in wire::full(set) {
+                        self.send(frame).await?;
+                    }
+                    return Ok(());
+                }
                 Err(error) => {
                     tracing::warn!(node.id = %self.node, error = chain(&error), "the desired set could not be read")
                 }
@@ -394,20 +407,54 @@ enum What {
     Nothing,
 }
 
-/// All hints that wait already; `None`: send everything.
-fn gather(first: NodeHint, inbox: &mut NodeInbox) -> Option<Vec<SlotId>> {
+#[derive(Debug, PartialEq, Eq)]
+enum Gathered {
+    Slots(Vec<SlotId>),
+    /// More than are sent one by one.
+    TooMany,
+    /// Nobody knows what has changed.
+    Everything,
+}
+
+/// All hints that wait already.
+fn gather(first: NodeHint, inbox: &mut NodeInbox) -> Gathered {
     let mut slots = Vec::new();
+    let mut too_many = false;
     let mut next = Some(first);
     while let Some(hint) = next {
         match hint {
+            NodeHint::Everything => return Gathered::Everything,
             NodeHint::SlotChanged(slot) if slots.len() < UPSERTS_MAX => {
                 if !slots.contains(&slot) {
                     slots.push(slot);
                 }
             }
-            NodeHint::SlotChanged(_) | NodeHint::Everything => return None,
+            NodeHint::SlotChanged(_) => too_many = true,
         }
         next = inbox.hints.try_recv().ok();
     }
-    Some(slots)
+    if too_many { Gathered::TooMany } else { Gathered::Slots(slots) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clawhq_app::hub::NodeHub;
+
+    #[test]
+    fn hints_are_gathered_until_they_are_too_many_or_unknown() {
+        let (hub, node) = (NodeHub::default(), NodeId::from_u128(1));
+        let mut inbox = hub.attach(node, 1);
+        let slot = |number: usize| SlotId::from_u128(number as u128);
+        hub.slot_changed(node, slot(2));
+        hub.slot_changed(node, slot(1));
+        hub.slot_changed(node, slot(2));
+        let some = gather(NodeHint::SlotChanged(slot(1)), &mut inbox);
+        assert_eq!(some, Gathered::Slots(vec![slot(1), slot(2)]));
+        (0..=UPSERTS_MAX).for_each(|number| hub.slot_changed(node, slot(number)));
+        assert_eq!(gather(NodeHint::SlotChanged(slot(0)), &mut inbox), Gathered::TooMany);
+        hub.slot_changed(node, slot(1));
+        hub.everything_changed();
+        assert_eq!(gather(NodeHint::SlotChanged(slot(0)), &mut inbox), Gathered::Everything);
+    }
 }

@@ -1,13 +1,24 @@
 //! What `app` says a node should have, as messages.
 
 use clawhq_app::nodes::{Claim, DesiredSet, NodeFacts, Process, SlotDesired};
-use clawhq_proto::{v1, warm_mode_name};
+use clawhq_proto::{v1, warm_mode_name, whole_set};
 
-pub fn full(set: DesiredSet) -> v1::down::Frame {
-    v1::down::Frame::Full(v1::DesiredSet {
-        slots: set.slots.into_iter().map(slot).collect(),
-        removed_volumes: set.removed_volumes.into_iter().map(|id| id.to_string()).collect(),
-    })
+/// The frames of the whole set, in their order.
+pub fn full(set: DesiredSet) -> Vec<v1::down::Frame> {
+    let DesiredSet { slots, unreadable, removed_volumes } = set;
+    let bare = unreadable.into_iter().map(|one| v1::SlotDesired {
+        slot_id: one.slot.to_string(),
+        generation: one.generation,
+        present: one.present,
+        spec: None,
+        claim: None,
+    });
+    let all = bare.chain(slots.into_iter().map(slot)).collect();
+    let (frames, too_large) = whole_set(all, removed_volumes.into_iter().map(|id| id.to_string()).collect());
+    for slot in too_large {
+        tracing::error!(slot.id = slot, "a slot is left as it is: it is larger than a frame");
+    }
+    frames
 }
 
 pub fn slot(desired: SlotDesired) -> v1::SlotDesired {

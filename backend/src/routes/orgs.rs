@@ -128,7 +128,7 @@ pub struct MemberPath {
 
 /// Remove a member
 ///
-/// Owners remove anybody but the last owner; everybody may leave.
+/// Owners remove anybody but the last owner; everybody may leave. API keys that they made stop working.
 #[utoipa::path(delete, path = "/orgs/{org}/members/{user}", operation_id = "removeMember", tag = "Orgs", params(MemberPath),
     responses((status = NO_CONTENT, description = "Removed")))]
 pub async fn remove_member(

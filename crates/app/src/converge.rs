@@ -19,8 +19,9 @@ use crate::{App, Error, Result};
 
 /// Looks at one workload in one call: each may find something new to do.
 const ROUNDS_MAX: usize = 4;
-/// Queued instances tried in one pass, first come first.
+/// Queued instances read at once, and how often in one pass: first come first.
 const QUEUE_BATCH: u32 = 100;
+const QUEUE_BATCHES_MAX: usize = 20;
 /// Workloads a sweep wakes at once.
 const UNSETTLED_BATCH: u32 = 500;
 const MINTED_PURPOSE: &str = "minted";
@@ -165,32 +166,56 @@ impl App {
         Ok(self.new_instance(id, release, template, &tier, claim, volume, Some(&minted)))
     }
 
-    /// Gives queued instances their containers, first come first; one that does not fit does not hold up the others.
+    /// Gives queued instances their containers, first come first; one that does not fit, or cannot be read, does not hold
+    /// up the others.
     pub async fn place_queued(&self) -> Result<()> {
-        let queued = self.store().system(&self.system()).instances().queued(QUEUE_BATCH).await?;
-        for (scope, instance) in queued {
-            let rows = self.store().tenant(&scope).workloads();
-            let detail = rows.get(&WorkloadRef::Id(instance.workload)).await?;
-            let claim = launch_claim(&detail);
-            let new = self.instance_for(&scope, &detail, instance.id, claim).await?;
-            let message = "There is room: its container is on its way.".to_owned();
-            let change = Change {
-                events: vec![event(instance.workload, Some(instance.id), "instance.placed", message, json!({}))],
-                ..Change::default()
-            };
-            match rows.place_queued(&instance, &new, &change).await {
-                Ok(placed) if placed.slot.is_some() => {
-                    let minted = self.after_placing(instance.workload, &placed)?;
-                    if let Some(minted) = minted.filter(|minted| !minted.is_empty()) {
-                        self.write_minted_row(&scope, instance.workload, &minted).await?;
+        let mut after = None;
+        for _ in 0..QUEUE_BATCHES_MAX {
+            let queued = self.store().system(&self.system()).instances().queued(after, QUEUE_BATCH).await?;
+            for (scope, instance) in &queued {
+                match self.place_one(scope, instance).await {
+                    Ok(()) => {}
+                    // Not this one's fault: the next turn is as good as the rest of this one.
+                    Err(error @ Error::Unavailable("database")) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(instance.id = %instance.id, "a queued instance cannot be placed: {error}");
                     }
-                    self.changed(scope.org(), instance.workload);
                 }
-                Ok(_) | Err(StoreError::Conflict { .. } | StoreError::InUse(_)) => {}
-                Err(other) => return Err(other.into()),
+            }
+            match queued.last() {
+                Some((scope, last)) if queued.len() == QUEUE_BATCH as usize => after = Some((scope.org(), last.id)),
+                _ => return Ok(()),
             }
         }
         Ok(())
+    }
+
+    async fn place_one(&self, scope: &TenantScope, instance: &clawhq_store::Instance) -> Result<()> {
+        let rows = self.store().tenant(scope).workloads();
+        let detail = rows.get(&WorkloadRef::Id(instance.workload)).await?;
+        if detail.workload.release != instance.release || detail.workload.desired != Desired::Running {
+            // It is about to leave the queue: nothing is to be made for it of what is wanted instead.
+            return Ok(());
+        }
+        let claim = launch_claim(&detail);
+        let new = self.instance_for(scope, &detail, instance.id, claim).await?;
+        let message = "There is room: its container is on its way.".to_owned();
+        let change = Change {
+            events: vec![event(instance.workload, Some(instance.id), "instance.placed", message, json!({}))],
+            ..Change::default()
+        };
+        match rows.place_queued(instance, &new, &change).await {
+            Ok(placed) if placed.slot.is_some() => {
+                let minted = self.after_placing(instance.workload, &placed)?;
+                if let Some(minted) = minted.filter(|minted| !minted.is_empty()) {
+                    self.write_minted_row(scope, instance.workload, &minted).await?;
+                }
+                self.changed(scope.org(), instance.workload);
+                Ok(())
+            }
+            Ok(_) | Err(StoreError::Conflict { .. } | StoreError::InUse(_)) => Ok(()),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// Wakes workloads whose rows say that something is left to do: what a lost wake-up missed is found here.
@@ -225,7 +250,7 @@ impl App {
 
     pub(crate) async fn kept_minted(&self, scope: &TenantScope, workload: WorkloadId) -> Result<Minted> {
         let Some(sealed) = self.store().tenant(scope).workloads().minted(workload).await? else {
-            return Ok(BTreeMap::<EnvName, Zeroizing<String>>::new());
+            return self.minted_of_slot(scope, workload).await;
         };
         let number =
             clawhq_sealing::key_number(&sealed).map_err(|error| Error::internal("minted credentials", error))?;
@@ -238,6 +263,19 @@ impl App {
             .open(workload.as_u128(), 0, MINTED_PURPOSE, &sealed)
             .map_err(|error| Error::internal("minted credentials", error))?;
         read_minted(&plain)
+    }
+
+    /// They come with the container and are kept in a second step: whoever died between the two left them to be kept by
+    /// the next one who asks.
+    async fn minted_of_slot(&self, scope: &TenantScope, workload: WorkloadId) -> Result<Minted> {
+        let Some((slot, sealed)) = self.store().tenant(scope).workloads().minted_of_slot(workload).await? else {
+            return Ok(BTreeMap::<EnvName, Zeroizing<String>>::new());
+        };
+        let minted = read_minted(&self.0.keys.open_minted(slot, &sealed)?)?;
+        if !minted.is_empty() {
+            self.write_minted_row(scope, workload, &minted).await?;
+        }
+        Ok(minted)
     }
 }
 

@@ -49,12 +49,16 @@ pub struct NodeHub {
 }
 
 impl NodeHub {
-    /// Registers a stream; an older one of the same node sees its inbox close.
+    /// Registers a stream; an older one of the same node sees its inbox close, whichever of the two comes first.
     pub fn attach(&self, node: NodeId, epoch: i64) -> NodeInbox {
         let (sender, hints) = mpsc::channel(HINTS_MAX);
         let overflow = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let attached = Attached { epoch, sender, overflow: overflow.clone() };
-        self.nodes.lock().insert(node, attached);
+        let mut nodes = self.nodes.lock();
+        if nodes.get(&node).is_none_or(|known| known.epoch < epoch) {
+            nodes.insert(node, attached);
+        }
+        drop(nodes);
         NodeInbox { hints, overflow }
     }
 
@@ -91,5 +95,24 @@ impl NodeHub {
         {
             attached.overflow.store(true, std::sync::atomic::Ordering::Release);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_stream_hears_whatever_the_order_they_come_in() {
+        let (hub, node, slot) = (NodeHub::default(), NodeId::from_u128(1), SlotId::from_u128(2));
+        let mut newer = hub.attach(node, 2);
+        let mut older = hub.attach(node, 1);
+        assert_eq!(older.next().await, None, "it is told that it is the older one");
+        hub.slot_changed(node, slot);
+        assert_eq!(newer.next().await, Some(NodeHint::SlotChanged(slot)));
+        hub.detach(node, 1);
+        assert!(hub.holds(node));
+        let _newest = hub.attach(node, 3);
+        assert_eq!(newer.next().await, None);
     }
 }

@@ -6,13 +6,13 @@ use clawhq_domain::ids::{InstanceId, NodeId, OrgId, SlotId, VolumeId, WorkloadId
 use clawhq_domain::names::EnvName;
 use clawhq_domain::placement::{self, SLOTS_MAX};
 use clawhq_domain::release::{Release, SecretTarget};
-use clawhq_domain::slot::{SlotReport, SlotState};
+use clawhq_domain::slot::{Failure, FailureKind, SlotReport, SlotState};
 use clawhq_domain::template::{Probe, Protocol, Template, Tmpfs, WarmMode};
 use clawhq_domain::{Millis, Reason};
 use clawhq_runtime::ids::mint;
 use clawhq_sealing::Plaintext;
 use clawhq_store as store;
-use clawhq_store::TokenHash;
+use clawhq_store::{TokenHash, UnreadableSlot};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -88,6 +88,8 @@ pub struct SlotDesired {
 /// The whole of it.
 pub struct DesiredSet {
     pub slots: Vec<SlotDesired>,
+    /// Said to be there, without what they are: something of them cannot be read or opened.
+    pub unreadable: Vec<UnreadableSlot>,
     /// Used by no slot any more: to be destroyed.
     pub removed_volumes: Vec<VolumeId>,
 }
@@ -388,9 +390,22 @@ impl App {
 
     /// Everything the node should have; volumes to be destroyed come beside it.
     pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
-        let set = self.store().system(&self.system()).slots().of_node(node).await?;
-        let slots = set.slots.into_iter().map(|slot| self.open_slot(slot)).collect::<Result<_>>()?;
-        Ok(DesiredSet { slots, removed_volumes: set.removed_volumes })
+        let store::SlotsOfNode { slots: rows, mut unreadable, removed_volumes } =
+            self.store().system(&self.system()).slots().of_node(node).await?;
+        let mut slots = Vec::with_capacity(rows.len());
+        for row in rows {
+            let bare = UnreadableSlot { slot: row.slot, generation: row.generation, present: row.present };
+            match self.open_slot(row) {
+                Ok(slot) => slots.push(slot),
+                // One tenant's trouble: the node's other containers must hear what is wanted of them all the same.
+                Err(error) => {
+                    let error: &(dyn std::error::Error + 'static) = &error;
+                    tracing::error!(slot.id = %bare.slot, error, "a slot is left as it is: it cannot be opened");
+                    unreadable.push(bare);
+                }
+            }
+        }
+        Ok(DesiredSet { slots, unreadable, removed_volumes })
     }
 
     /// What the node should know of these slots now.
@@ -485,7 +500,17 @@ impl App {
     }
 
     /// Writes what a node reports. When it returns the report may be acknowledged, also when it was stale.
-    pub async fn observe(&self, node: NodeId, epoch: i64, report: SlotReport) -> Result<()> {
+    pub async fn observe(&self, node: NodeId, epoch: i64, mut report: SlotReport) -> Result<()> {
+        if matches!(report.state, SlotState::Failed | SlotState::Exited) && report.failure.is_none() {
+            // As when the agent was killed between giving up and saying why. Without a reason it would count as no
+            // failure, and be replaced again and again without a pause.
+            report.failure = Some(Failure {
+                kind: FailureKind::Runtime,
+                message: "It failed, and its node does not know any more why.".to_owned(),
+                exit: None,
+                log_tail: Vec::new(),
+            });
+        }
         let event = report.instance.and_then(|_| slot_event(&report));
         let outcome = self.store().system(&self.system()).slots().observe(node, epoch, &report, event.as_ref()).await?;
         let store::ReportOutcome::Applied(observed) = outcome else {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use clawhq_domain::Millis;
+use clawhq_domain::ids::SlotId;
 use clawhq_domain::pool::{self, Policy, PoolView, Step, WarmSlot};
-use clawhq_domain::slot::{Failure, FailureKind};
+use clawhq_domain::slot::{Failure, FailureKind, SlotState};
 use clawhq_domain::template::Template;
 use clawhq_domain::tier::Tier;
 use clawhq_runtime::ids::mint;
@@ -99,6 +100,7 @@ impl App {
                         .collect(),
                     failures_in_a_row: failed.map_or(0, |(count, _)| *count),
                     last_failure_at: failed.map(|(_, at)| *at),
+                    full: false,
                 }
             })
             .collect();
@@ -113,6 +115,7 @@ impl App {
             slots: strays,
             failures_in_a_row: 0,
             last_failure_at: None,
+            full: true,
         });
 
         let share = u64::from(self.config().pool_share_percent.min(100));
@@ -122,14 +125,15 @@ impl App {
             .map(|node| u64::from(node.capacity_mib) * share / 100)
             .sum();
         let held: u64 = slots.iter().map(|slot| u64::from(slot.memory_mib)).sum();
-        let policy = Policy {
+        let mut policy = Policy {
             in_flight_max: self.config().pool_in_flight_max,
             order_deadline_ms: ORDER_DEADLINE_MS,
             max_age_ms: self.config().pool_max_age_ms,
             budget_mib: u32::try_from(allowed.saturating_sub(held)).unwrap_or(u32::MAX),
             retire_max: RETIRE_MAX,
         };
-        let plan = pool::plan(&views, &policy, self.now());
+        let now = self.now();
+        let mut plan = pool::plan(&views, &policy, now);
 
         let mut report = PoolReport::default();
         let retire: Vec<_> = plan
@@ -146,20 +150,40 @@ impl App {
                 self.slot_changed(node, slot);
             }
         }
-        for step in &plan.steps {
-            let Step::Order { template, tier } = step else { continue };
-            let wanted = |pool: &&Pool<'_>| pool.template.name.as_str() == template && pool.tier.name == *tier;
-            let Some(pool) = pools.iter().find(wanted) else { continue };
-            if !self.order_warm(pool).await? {
-                // No node has room: the rest of this pass would not either.
+        // Each round ends with a pool found full, so there are at most as many as pools, and one.
+        for _ in 0..=pools.len() {
+            let mut found_full = false;
+            for step in &plan.steps {
+                let Step::Order { template, tier } = step else { continue };
+                let wanted = |pool: &Pool<'_>| pool.template.name.as_str() == template && pool.tier.name == *tier;
+                let Some(at) = pools.iter().position(wanted) else { continue };
+                // The views of the pools come first and in their order.
+                let (pool, view) = (&pools[at], &mut views[at]);
+                match self.order_warm(pool).await? {
+                    Some(id) => {
+                        report.ordered += 1;
+                        policy.budget_mib = policy.budget_mib.saturating_sub(view.memory_mib);
+                        let state = SlotState::Creating;
+                        view.slots.push(WarmSlot { id, state, leaving: false, outdated: false, created_at: now });
+                    }
+                    // No node has room for this one. A smaller tier may fit, and one that is not at its most per node.
+                    None => {
+                        view.full = true;
+                        found_full = true;
+                        break;
+                    }
+                }
+            }
+            if !found_full {
                 break;
             }
-            report.ordered += 1;
+            plan = pool::plan(&views, &policy, now);
         }
         Ok(report)
     }
 
-    async fn order_warm(&self, pool: &Pool<'_>) -> Result<bool> {
+    /// `None`: no node has room.
+    async fn order_warm(&self, pool: &Pool<'_>) -> Result<Option<SlotId>> {
         let slot = mint();
         let minted = mint_credentials(pool.template);
         let order = WarmOrder {
@@ -171,11 +195,12 @@ impl App {
         match self.store().system(&self.system()).slots().order(&order).await? {
             Ok(node) => {
                 self.slot_changed(node, slot);
-                Ok(true)
+                Ok(Some(slot))
             }
             Err(no_place) => {
-                tracing::debug!(template = %pool.template.name, "the pool has no room: {}", no_place.message());
-                Ok(false)
+                let (template, tier) = (&pool.template.name, &pool.tier.name);
+                tracing::debug!(%template, tier, "the pool has no room: {}", no_place.message());
+                Ok(None)
             }
         }
     }

@@ -100,6 +100,8 @@ impl App {
     /// What crashes left, and what is old.
     pub async fn sweep(&self) -> Result<()> {
         let system = self.store().system(&self.system());
+        // First: what somebody waits for does not depend on whether old rows can be deleted.
+        self.wake_unsettled().await?;
         let swept = system.jobs().sweep(KEEP_MS).await?;
         if swept.returned + swept.died > 0 {
             tracing::warn!(jobs.returned = swept.returned, jobs.died = swept.died, "leases of lost workers ran out");
@@ -108,7 +110,7 @@ impl App {
         for node in system.nodes().reservation_drift().await? {
             tracing::error!(node.id = %node, "the node's reservation disagrees with its slots: a bug");
         }
-        self.wake_unsettled().await
+        Ok(())
     }
 }
 

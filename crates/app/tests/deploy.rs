@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 const WAIT: Option<Duration> = Some(Duration::from_secs(20));
 
 struct World {
-    _db: TestDb,
+    db: TestDb,
     _folder: tempfile::TempDir,
     app: App,
     org: OrgContext,
@@ -63,7 +63,7 @@ impl World {
             )
             .await?;
         let org = app.enter(&Credential::Session(signed_in.token), "acme", origin()).await?;
-        Ok(Self { _db: db, _folder: folder, app, org, stop: CancellationToken::new() })
+        Ok(Self { db, _folder: folder, app, org, stop: CancellationToken::new() })
     }
 
     fn ask(&self, name: &str, claim: ClaimPolicy) -> Result<CreateWorkload> {
@@ -219,6 +219,28 @@ async fn a_warm_slot_becomes_the_tenants_and_the_pool_is_refilled() -> Result<()
     Ok(())
 }
 
+/// A tier that no node has room for must not stop the refill of those that fit.
+#[tokio::test]
+async fn a_pool_without_room_does_not_starve_the_others() -> Result<()> {
+    let world = World::new().await?;
+    let mut business = world.db.tier("business").await?;
+    // As when a node has as many of the tier as it may.
+    business.max_per_node = 0;
+    world.app.put_tier(&business).await?;
+    let mut node = Node::join(&world.app).await?;
+    for _ in 0..20 {
+        world.app.pool_pass().await?;
+        node.reconcile().await?;
+    }
+    let depth = world.app.pool_depths().await?;
+    let ready = |tier: &str| depth.iter().find(|pool| pool.tier == tier).map(|pool| (pool.ready, pool.target));
+    ensure!(ready("business").is_some_and(|(ready, target)| ready == 0 && target > 0), "{depth:?}");
+    for (tier, least) in [("free", 8), ("pro", 4)] {
+        ensure!(ready(tier).is_some_and(|(ready, _)| ready >= least), "{depth:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_a_warm_slot_it_is_cold_and_without_room_it_is_queued() -> Result<()> {
     let world = World::new().await?;
@@ -344,5 +366,103 @@ async fn orgs_do_not_see_each_other() -> Result<()> {
     let context = world.app.enter(&credential, &other.orgs[0].slug, origin()).await?;
     let foreign = world.app.workload(&context, &made.workload.id.to_string()).await;
     ensure!(matches!(foreign, Err(Error::NotFound("workload"))));
+    Ok(())
+}
+
+/// The deploy's answer died with its process before the credentials were kept: they are still there to be had.
+#[tokio::test]
+async fn credentials_survive_a_crash_right_after_the_deploy() -> Result<()> {
+    let world = World::new().await?;
+    world.work();
+    let (app, org) = (&world.app, &world.org);
+    let minted = clawhq_domain::template::MintedToken { env: EnvName::parse("TOKEN")?, bytes: 24 };
+    app.publish_templates(vec![clawhq_domain::template::Template { minted: vec![minted], ..hello() }]).await?;
+    let mut node = Node::join(app).await?;
+    let made = node.beside(world.create("bot", ClaimPolicy::Never)).await?;
+    let told = made.access_token.context("a token")?;
+    world.db.execute("update workloads set minted = null").await?;
+    ensure!(app.access_token(org, "bot").await?.as_deref() == Some(told.as_str()), "nobody knows the token any more");
+
+    // The next container gets the same, also when nobody asked in between.
+    world.db.execute("update workloads set minted = null").await?;
+    node.beside(async { Ok(app.stop_workload(org, "bot", None, None, WAIT).await?) }).await?;
+    node.beside(async { Ok(app.start_workload(org, "bot", None, None, WAIT).await?) }).await?;
+    let last = node.seen.iter().rev().find_map(|slot| slot.claim.as_ref()).context("a claim")?;
+    let env = &last.process.as_ref().context("a process")?.env;
+    ensure!(env["TOKEN"].as_str() == told, "a new container, another token");
+    Ok(())
+}
+
+/// One in the queue whose rows make no sense must not keep those behind it from their room.
+#[tokio::test]
+async fn one_that_cannot_be_placed_does_not_hold_up_the_queue() -> Result<()> {
+    let world = World::new().await?;
+    let (app, org) = (&world.app, &world.org);
+    for name in ["a", "b"] {
+        let queued = app.create_workload(org, world.ask(name, ClaimPolicy::Prefer)?, None, None).await?;
+        ensure!(queued.workload.shown == Shown::Queued);
+    }
+    world.db.execute("update workloads set tier = 'gone' where name = 'a'").await?;
+    let mut node = Node::join(app).await?;
+    app.place_queued().await?;
+    node.reconcile().await?;
+    ensure!(app.workload(org, "b").await?.shown == Shown::Running, "it waits behind one that cannot be placed");
+    ensure!(app.workload(org, "a").await?.shown == Shown::Queued);
+    Ok(())
+}
+
+/// What cannot be opened for one tenant is that tenant's trouble.
+#[tokio::test]
+async fn a_secret_that_does_not_open_stops_its_own_workload_alone() -> Result<()> {
+    let world = World::new().await?;
+    let (app, org) = (&world.app, &world.org);
+    let node = Node::join(app).await?;
+    app.put_secret(org, &SecretName::parse("KEY")?, Plaintext::new("s3cret"), None).await?;
+    let secret =
+        SecretInput { secret: SecretName::parse("KEY")?, target: SecretTarget::Env(EnvName::parse("API_KEY")?) };
+    let mut ask = world.ask("a", ClaimPolicy::Never)?;
+    ask.config.secrets.push(secret);
+    let broken = app.create_workload(org, ask, None, None).await?.workload;
+    app.create_workload(org, world.ask("b", ClaimPolicy::Never)?, None, None).await?;
+    ensure!(app.desired_set(node.id).await?.slots.len() == 2);
+    world
+        .db
+        .execute("update secret_versions set sealed = overlay(sealed placing '\\x0000000000000000'::bytea from 30)")
+        .await?;
+    let set = app.desired_set(node.id).await?;
+    ensure!(set.slots.len() == 1, "the node hears of nothing any more");
+    let slot = broken.instance.and_then(|one| one.slot).context("a slot")?;
+    ensure!(set.unreadable.iter().map(|one| one.slot).eq([slot]) && set.unreadable[0].present);
+    Ok(())
+}
+
+/// An agent that was killed between giving up and saying why must not make a workload start over for ever.
+#[tokio::test]
+async fn a_failure_without_a_reason_is_one_all_the_same() -> Result<()> {
+    let world = World::new().await?;
+    let (app, org) = (&world.app, &world.org);
+    let mut node = Node::join(app).await?;
+    app.create_workload(org, world.ask("bot", ClaimPolicy::Never)?, None, None).await?;
+    let slot = app.desired_set(node.id).await?.slots.remove(0);
+    let report = SlotReport {
+        slot: slot.slot,
+        generation: slot.generation,
+        instance: slot.claim.as_ref().map(|claim| claim.instance),
+        state: SlotState::Failed,
+        run: 1,
+        container: None,
+        image_digest: None,
+        failure: None,
+        steps: Vec::new(),
+        at: 0,
+    };
+    app.observe(node.id, node.link.epoch, report).await?;
+    let workload = app.workload(org, "bot").await?;
+    ensure!(workload.instance.as_ref().is_some_and(|one| one.failure.is_some()), "no reason at all");
+    // Its container goes, and a new one comes after a pause, not at once.
+    app.converge(org.org, workload.id).await?;
+    node.reconcile().await?;
+    ensure!(app.converge(org.org, workload.id).await?.is_some(), "nothing looks at it again");
+    ensure!(app.desired_set(node.id).await?.slots.is_empty(), "it was replaced without a pause");
     Ok(())
 }

@@ -31,6 +31,8 @@ pub struct PoolView {
     /// Slots that failed in a row since the last one that became ready.
     pub failures_in_a_row: u32,
     pub last_failure_at: Option<Millis>,
+    /// No node has room for one more of these: what is found out by trying. Others may fit where these do not.
+    pub full: bool,
 }
 
 /// Limits on one pass and on the pool as a whole.
@@ -133,7 +135,7 @@ pub fn plan(pools: &[PoolView], policy: &Policy, now: Millis) -> PoolPlan {
             .iter()
             .zip(&standing)
             .enumerate()
-            .filter(|(_, (pool, (have, _)))| *have < pool.target && pool.memory_mib <= budget)
+            .filter(|(_, (pool, (have, _)))| !pool.full && *have < pool.target && pool.memory_mib <= budget)
             .filter(|(_, (pool, _))| match waits_until(pool) {
                 Some(until) if until > now => {
                     plan.wake_at = Some(plan.wake_at.map_or(until, |known| known.min(until)));
@@ -184,6 +186,7 @@ mod tests {
             slots,
             failures_in_a_row: 0,
             last_failure_at: None,
+            full: false,
         }
     }
 
@@ -227,6 +230,15 @@ mod tests {
             })
             .collect();
         assert_eq!(why, [Retire::Failed, Retire::Overdue, Retire::Surplus]);
+    }
+
+    #[test]
+    fn a_pool_without_room_leaves_its_turn_to_the_others() {
+        let mut full = pool(5, vec![]);
+        (full.tier, full.full) = ("business".to_owned(), true);
+        let half = pool(2, vec![slot(1, SlotState::Waiting)]);
+        let steps = plan(&[full, half], &POLICY, 0).steps;
+        assert_eq!(steps, [Step::Order { template: "hello".to_owned(), tier: "free".to_owned() }]);
     }
 
     #[test]

@@ -95,6 +95,10 @@ pub struct Release {
 
 /// The user image workloads run as unless they say otherwise: not root, not a common host user.
 pub const DEFAULT_UID: u32 = 10001;
+/// What Docker takes.
+pub const UID_MAX: u32 = i32::MAX as u32;
+/// What a node takes for the place of a mount.
+const VOLUME_PATH_BYTES: usize = 255;
 
 /// Makes the release of a template with a tenant's config over it.
 pub fn from_template(template: &Template, config: Config) -> Result<Release, Reason> {
@@ -273,12 +277,26 @@ pub fn check(config: &Config) -> Result<(), Reason> {
     }
     if let Some(volume) = &config.volume {
         check_path(&volume.path)?;
+        // A mount's description ends at these, and what a node mounts itself is in nobody's volume.
+        let taken = ["/tmp", "/run", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+        if volume.path.len() > VOLUME_PATH_BYTES || volume.path.contains([',', ':']) || taken.contains(&&*volume.path) {
+            return Err(invalid(
+                format!("A volume cannot be at {:?}.", volume.path),
+                format!(
+                    "Use a path of at most {VOLUME_PATH_BYTES} bytes without comma and colon, other than {}.",
+                    taken.join(", ")
+                ),
+            ));
+        }
         if volume.size_mib == 0 {
             return Err(invalid("The volume has no size.", "Give at least 1 MiB."));
         }
     }
     if config.uid == Some(0) {
         return Err(invalid("A workload does not run as root.", "Choose a uid from 1 up; 10001 is the default."));
+    }
+    if config.uid.is_some_and(|uid| uid > UID_MAX) {
+        return Err(invalid("The uid is too large.", format!("Choose one from 1 to {UID_MAX}; 10001 is the default.")));
     }
     Ok(())
 }
@@ -337,4 +355,33 @@ fn flatten(release: &Release) -> BTreeMap<String, String> {
     }
     flat.insert("uid".to_owned(), release.uid.to_string());
     flat
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(path: &str) -> Config {
+        Config { volume: Some(StateVolume { path: path.to_owned(), size_mib: 1 }), ..Config::default() }
+    }
+
+    #[test]
+    fn a_volume_is_where_a_node_can_mount_it() {
+        for path in ["/data", "/home/agent/.state", "/tmp/state", "/var/lib/a-b_c.d"] {
+            assert!(check(&at(path)).is_ok(), "{path}");
+        }
+        let long = format!("/{}", "x".repeat(255));
+        for path in ["/a,b", "/a:ro", "/tmp", "/run", "/etc/resolv.conf", "/proc/x", "/", "data", "/a/../b", &long] {
+            let refused = check(&at(path)).expect_err(path);
+            assert_eq!(refused.code, "config_invalid");
+            assert!(refused.hint.is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_uid_is_one_that_docker_takes() {
+        let uid = |uid| check(&Config { uid: Some(uid), ..Config::default() });
+        assert!(uid(1).is_ok() && uid(UID_MAX).is_ok());
+        assert!(uid(0).is_err() && uid(UID_MAX + 1).is_err() && uid(u32::MAX).is_err());
+    }
 }

@@ -9,8 +9,10 @@ pub mod v1 {
 }
 
 mod convert;
+mod parts;
 
 pub use convert::{Malformed, warm_mode_name, warm_mode_parse};
+pub use parts::whole_set;
 
 /// Largest frame either side accepts, in bytes: a claim's files, environment and secrets with room to spare.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;

@@ -183,14 +183,10 @@ impl KeyRing {
             let mut text = Zeroizing::new(String::from("1 "));
             text.push_str(&fresh_hex());
             text.push('\n');
-            let beside = path.with_extension("new");
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&beside)
-                .map_err(failed)?;
+            // A name of its own: two that start at once must not write into one file.
+            let beside = path.with_extension(format!("new-{}", &fresh_hex()[..16]));
+            let mut file =
+                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(failed)?;
             file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
             // A link, not a rename: of two that start at once, one makes the ring and the other reads it.
             match std::fs::hard_link(&beside, path) {
@@ -199,6 +195,10 @@ impl KeyRing {
                 Err(error) => return Err(failed(error)),
             }
             std::fs::remove_file(&beside).map_err(failed)?;
+            if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+                // Without the key everything sealed is lost: the file's name is on the disk before anything is.
+                std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            }
         }
         let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
         if mode & 0o077 != 0 {
@@ -311,6 +311,24 @@ mod tests {
         assert_eq!(again.open(5, 1, "secret", &sealed).unwrap().expose(), b"value");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(KeyRing::open(&path), Err(SealError::Exposed { .. })));
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_all_have_the_ring_that_is_kept() {
+        let org = OrgId::from_u128(9);
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("keys");
+            let rings: Vec<_> = std::thread::scope(|scope| {
+                let starts: Vec<_> = (0..6).map(|_| scope.spawn(|| KeyRing::open(&path).unwrap())).collect();
+                starts.into_iter().map(|start| start.join().unwrap()).collect()
+            });
+            let kept = KeyRing::open(&path).unwrap();
+            for ring in rings {
+                assert!(kept.unwrap(org, &ring.new_dek(org, 1).1).is_ok(), "what it sealed is lost with its process");
+            }
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "drafts are left");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clawhq_domain::workload::{InstanceView, NodeHealth, PlacementKind};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use crate::error::Result;
-use crate::row::Row;
+use crate::row::{Row, optional};
 use crate::tx::{reading, sql};
 use crate::{Store, TenantScope, codec};
 
@@ -23,7 +23,7 @@ pub struct Instance {
     pub node: Option<NodeId>,
     pub node_health: NodeHealth,
     pub observed: SlotState,
-    /// When `observed` last changed.
+    /// When `observed` last changed, or was first known again after its node had been silent.
     pub since: Millis,
     /// How many times its process was started.
     pub run: u32,
@@ -61,7 +61,9 @@ impl Instance {
 macro_rules! instance_sql {
     () => {
         "i.id, i.workload_id, i.release_id, r.number as release_number, i.placement, i.slot_id, i.node_id,
-            coalesce(n.lease_until > now(), false) as live, i.observed, i.observed_at, i.run, i.failure, i.steps,
+            coalesce(n.lease_until > now(), false) as live, i.observed, i.run, i.failure, i.steps,
+            case when i.ended_at is not null or i.failure is not null and i.observed in ('failed', 'exited')
+                then i.observed_at else greatest(i.observed_at, n.heard_since) end as observed_at,
             i.created_at, i.queued_at, i.placed_at, i.ready_at, i.leaving_at, i.ended_at"
     };
 }
@@ -107,19 +109,24 @@ pub struct SystemInstances<'s> {
 
 impl SystemInstances<'_> {
     /// Those that wait for room, first come first, with the scope that placing them needs
-    /// ([`Workloads::place_queued`](crate::Workloads::place_queued)).
-    pub async fn queued(self, limit: u32) -> Result<Vec<(TenantScope, Instance)>> {
+    /// ([`Workloads::place_queued`](crate::Workloads::place_queued)). `after`: only those behind this one, which may have
+    /// left the queue meanwhile.
+    pub async fn queued(self, after: Option<(OrgId, InstanceId)>, limit: u32) -> Result<Vec<(TenantScope, Instance)>> {
         let select = concat!(
             "select i.org_id, ",
             instance_sql!(),
             " from instances i
             join releases r on r.org_id = i.org_id and r.id = i.release_id
             left join nodes n on n.id = i.node_id
-            where i.placement = 'queued' and i.ended_at is null order by i.queued_at, i.id limit $1"
+            where i.placement = 'queued' and i.ended_at is null
+                and ($3::uuid is null or (i.queued_at, i.id) > (
+                    select l.queued_at, l.id from instances l where l.org_id = $2 and l.id = $3))
+            order by i.queued_at, i.id limit $1"
         );
         let db = &self.store.system;
-        let limit = || Value::from(i64::from(limit));
-        let rows = reading!(self.store.pool, db.query_all_raw(sql(select, [limit()])))?;
+        let (org, instance) = after.unzip();
+        let values = || [Value::from(i64::from(limit)), optional(org), optional(instance)];
+        let rows = reading!(self.store.pool, db.query_all_raw(sql(select, values())))?;
         rows.iter()
             .map(|row| {
                 let org: OrgId = Row::new(row, "instances", "id").id("org_id")?;

@@ -82,9 +82,13 @@ pub struct Jobs<'s> {
 }
 
 impl Jobs<'_> {
-    /// `false`: a job with this id exists, or one of this key waits already.
+    /// `false`: a job with this id exists, or one of this key waits already; it then runs at the earlier of the two times.
     pub async fn enqueue(self, job: &NewJob) -> Result<bool> {
-        let insert = "insert into jobs (id, queue, key, payload, run_at, max_attempts)
+        let insert = "with sooner as (
+                update jobs set run_at = now() + $5 * interval '1 millisecond'
+                where queue = $2 and key = $3 and state = 'pending' and attempts = 0
+                    and run_at > now() + $5 * interval '1 millisecond')
+            insert into jobs (id, queue, key, payload, run_at, max_attempts)
             values ($1, $2, $3, $4, now() + $5 * interval '1 millisecond', $6) on conflict do nothing";
         let values = [
             job.id.value(),

@@ -60,7 +60,7 @@ pub use scope::{SystemScope, TenantScope, UserScope};
 pub use secrets::{Secret, SecretVersion, Secrets};
 pub use slots::{
     Claim, Observed, Recipe, ReportOutcome, SealedSecret, Slot, SlotDesired, SlotEvent, SlotSpec, Slots, SlotsOfNode,
-    WarmOrder,
+    UnreadableSlot, WarmOrder,
 };
 pub use volumes::{Volume, Volumes};
 pub use workloads::{

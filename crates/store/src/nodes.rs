@@ -237,6 +237,7 @@ impl Nodes<'_> {
     pub async fn open_stream(self, node: NodeId, facts: &NodeFacts, lease_ms: Millis) -> Result<i64> {
         let update = "update nodes set stream_epoch = stream_epoch + 1, capacity_mib = greatest($2, reserved_mib),
                 slots_max = greatest($3, slots_used), disk_free_mib = $4, ready = $5, facts = $6, last_seen_at = now(),
+                heard_since = case when lease_until > now() then heard_since else now() end,
                 lease_until = now() + $7 * interval '1 millisecond'
             where id = $1 and state in ('active', 'cordoned') returning id, stream_epoch";
         let values = [
@@ -258,6 +259,7 @@ impl Nodes<'_> {
     /// `false`: a newer stream of this node exists, or it is disabled; the caller's stream is to end.
     pub async fn heartbeat(self, node: NodeId, epoch: i64, heartbeat: Heartbeat) -> Result<bool> {
         let update = "update nodes set disk_free_mib = $3, ready = $4, last_seen_at = now(),
+                heard_since = case when lease_until > now() then heard_since else now() end,
                 lease_until = now() + $5 * interval '1 millisecond'
             where id = $1 and stream_epoch = $2 and state in ('active', 'cordoned')";
         let values = [

@@ -199,7 +199,7 @@ impl OrgRows<'_> {
         })
     }
 
-    /// `InUse` when they are the last owner.
+    /// `InUse` when they are the last owner. API keys that they made are revoked: whoever made one may know it still.
     pub async fn remove_member(self, user: UserId, change: &Change) -> Result<()> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.tenant.org, change, Some(user.uuid())).await?;
@@ -219,6 +219,9 @@ impl OrgRows<'_> {
             if done.rows_affected() == 0 {
                 return Err(StoreError::NotFound("member"));
             }
+            let revoke = "update api_keys set revoked_at = now()
+                where org_id = $1 and created_by = $2 and revoked_at is null";
+            tx.execute_raw(sql(revoke, [self.tenant.org.value(), user.value()])).await.or_store()?;
             record(&tx, self.tenant.org, change).await
         })
     }

@@ -122,10 +122,20 @@ pub struct SlotDesired {
     pub claim: Option<Claim>,
 }
 
+/// A slot whose row says what cannot be read, as after a step back to an older version: it is known to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnreadableSlot {
+    pub slot: SlotId,
+    pub generation: i64,
+    pub present: bool,
+}
+
 /// Everything a node should have.
 #[derive(Clone, Default)]
 pub struct SlotsOfNode {
     pub slots: Vec<SlotDesired>,
+    /// Never taken for missing: their containers stay as they are, and still leave when they are to.
+    pub unreadable: Vec<UnreadableSlot>,
     /// To be destroyed: no slot uses them any more.
     pub removed_volumes: Vec<VolumeId>,
 }
@@ -281,17 +291,37 @@ impl Slots<'_> {
 
     /// What a node must be told of these slots; unknown ones and those that are gone are left out.
     pub async fn desired(self, slots: &[SlotId]) -> Result<Vec<SlotDesired>> {
-        self.read_desired(id_list(slots), Value::Uuid(None)).await
+        let rows = self.desired_rows(id_list(slots), Value::Uuid(None)).await?;
+        let mut slots = rows.iter().map(read_desired_row).collect::<Result<Vec<_>>>()?;
+        self.add_secrets(&mut slots).await?;
+        Ok(slots)
     }
 
-    /// The whole desired set of a node.
+    /// The whole desired set of a node. One slot that cannot be read does not keep the others from theirs.
     pub async fn of_node(self, node: NodeId) -> Result<SlotsOfNode> {
-        let slots = self.read_desired(Value::Json(None), node.value()).await?;
+        let rows = self.desired_rows(Value::Json(None), node.value()).await?;
+        let (mut slots, mut unreadable) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in &rows {
+            match read_desired_row(row) {
+                Ok(slot) => slots.push(slot),
+                Err(error) => {
+                    let row = Row::new(row, "slots", "id");
+                    let slot = row.id("id")?;
+                    tracing::error!(slot.id = %slot, "a slot is left as it is: {error}");
+                    unreadable.push(UnreadableSlot {
+                        slot,
+                        generation: row.get("generation")?,
+                        present: row.get::<String>("desired")? == "present",
+                    });
+                }
+            }
+        }
+        self.add_secrets(&mut slots).await?;
         let removed_volumes = crate::Volumes { store: self.store }.removable(node).await?;
-        Ok(SlotsOfNode { slots, removed_volumes })
+        Ok(SlotsOfNode { slots, unreadable, removed_volumes })
     }
 
-    async fn read_desired(self, ids: Value, node: Value) -> Result<Vec<SlotDesired>> {
+    async fn desired_rows(self, ids: Value, node: Value) -> Result<Vec<QueryResult>> {
         let by_id = "select s.id, s.node_id, s.generation, s.desired, s.spec, s.image_digest, s.minted, s.restart,
                 s.org_id, s.instance_id, w.id as workload_id, w.name as workload_name, r.id as release_id,
                 r.spec as release_spec, v.id as volume_id, v.size_mib
@@ -317,10 +347,7 @@ impl Slots<'_> {
             _ => sql(by_id, [ids.clone()]),
         };
         let db = &self.store.system;
-        let rows = reading!(self.store.pool, db.query_all_raw(statement()))?;
-        let mut slots = rows.iter().map(read_desired_row).collect::<Result<Vec<_>>>()?;
-        self.add_secrets(&mut slots).await?;
-        Ok(slots)
+        reading!(self.store.pool, db.query_all_raw(statement()))
     }
 
     /// Sealed secrets and data keys, for the claims that name any.
@@ -347,13 +374,19 @@ impl Slots<'_> {
             let rows = reading!(self.store.pool, db.query_all_raw(sql(select, [id_list(&releases)])))?;
             for row in &rows {
                 let row = Row::new(row, "secret_versions", "id");
-                let secret = SealedSecret {
-                    id: row.id("id")?,
-                    name: row.parse("name", |text| SecretName::parse(text).ok())?,
-                    version: row.unsigned("version")?,
-                    sealed: row.get("sealed")?,
+                let secret = || {
+                    Ok(SealedSecret {
+                        id: row.id("id")?,
+                        name: row.parse("name", |text| SecretName::parse(text).ok())?,
+                        version: row.unsigned("version")?,
+                        sealed: row.get("sealed")?,
+                    })
                 };
-                sealed.entry(row.get("release_id")?).or_default().push(secret);
+                match secret() {
+                    Ok(secret) => sealed.entry(row.get("release_id")?).or_default().push(secret),
+                    // Its own claim will miss it; the others do not need it.
+                    Err::<_, StoreError>(error) => tracing::error!("a secret is left out: {error}"),
+                }
             }
         }
         let mut keys: BTreeMap<OrgId, Vec<OrgKey>> = BTreeMap::new();
@@ -363,7 +396,10 @@ impl Slots<'_> {
             let rows = reading!(self.store.pool, db.query_all_raw(sql(select, [id_list(&orgs)])))?;
             for row in &rows {
                 let row = Row::new(row, "org_keys", "org_id");
-                keys.entry(row.id("org_id")?).or_default().push(orgs::read_key(&row)?);
+                match orgs::read_key(&row) {
+                    Ok(key) => keys.entry(row.id("org_id")?).or_default().push(key),
+                    Err(error) => tracing::error!("a data key is left out: {error}"),
+                }
             }
         }
         for claim in slots.iter_mut().filter_map(|slot| slot.claim.as_mut()) {
@@ -376,8 +412,8 @@ impl Slots<'_> {
     /// Applies a node's report of one of its slots: slot, instance, workload's version, event, wake-up, and the room and
     /// volume of a slot that is gone, in one statement and one round trip.
     ///
-    /// Not waited for until it is on disk: a report that a crash of the database loses is told again by the node's next
-    /// full state. Reports from an older stream (`epoch`) or about an older generation change nothing.
+    /// Not waited for until it is on disk: after a crash of the database, which breaks every listener's connection, the
+    /// nodes' streams ask for all states anew. Reports from an older stream (`epoch`) or about an older generation change nothing.
     pub async fn observe(
         self,
         node: NodeId,
@@ -512,7 +548,7 @@ fn read_desired_row(row: &QueryResult) -> Result<SlotDesired> {
 /// An instance that failed keeps its failure whatever is reported later; one that runs has none.
 const OBSERVE: &str = "with
     old as materialized (
-        select s.id, s.observed from slots s join nodes n on n.id = s.node_id and n.stream_epoch = $3
+        select s.id, s.observed, s.image_digest from slots s join nodes n on n.id = s.node_id and n.stream_epoch = $3
         where s.id = $1 and s.node_id = $2 and s.generation = $4 and s.removed_at is null
             and ($15::uuid is null or s.instance_id = $15)
         for update of s),
@@ -536,7 +572,13 @@ const OBSERVE: &str = "with
             ready_at = case when $5 = 'running' then coalesce(i.ready_at, now()) else i.ready_at end,
             ended_at = case when slot.removed then now() end
         from slot where i.org_id = slot.org_id and i.id = slot.instance_id and i.ended_at is null
-        returning i.org_id, i.id, i.workload_id, slot.changed),
+        returning i.org_id, i.id, i.workload_id, i.release_id, slot.changed),
+    -- What a tenant's own reference was resolved to is what every later container of this release is made from.
+    pin as (
+        update releases r set spec = jsonb_set(r.spec, '{image_digest}', to_jsonb($8::text))
+        from old, instance where old.image_digest is null and $8::text is not null
+            and r.org_id = instance.org_id and r.id = instance.release_id
+            and r.spec->'template' = 'null' and r.spec->'image_digest' = 'null'),
     workload as (
         update workloads w set version = version + 1, updated_at = now()
         from instance where w.org_id = instance.org_id and w.id = instance.workload_id and instance.changed

@@ -51,12 +51,12 @@ impl Volumes<'_> {
         rows.iter().map(read).collect()
     }
 
-    /// Those a node is to remove now: unwanted, and used by no slot that is still there.
+    /// Those a node is to remove now: unwanted, and used by no slot that is still there. At most 1000; the rest follows.
     pub async fn removable(self, node: NodeId) -> Result<Vec<VolumeId>> {
         let select = "select v.id from volumes v
             where v.node_id = $1 and v.removed_at is null and v.desired = 'absent'
                 and not exists (select 1 from slots s where s.id = v.slot_id and s.removed_at is null)
-            order by v.id";
+            order by v.id limit 1000";
         let db = &self.store.system;
         let rows = reading!(self.store.pool, db.query_all_raw(sql(select, [node.value()])))?;
         rows.iter().map(|row| Row::new(row, "volumes", "id").id("id")).collect()

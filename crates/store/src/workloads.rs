@@ -51,7 +51,7 @@ pub struct ReleaseRow {
     pub created_at: Millis,
 }
 
-/// How many of a workload's newest instances are looked at: what is live, and its recent past.
+/// How many of a workload's newest instances are looked at, beside all that have not ended.
 const RECENT: i64 = 12;
 
 /// A workload with what is needed to say how it is.
@@ -60,7 +60,7 @@ pub struct WorkloadDetail {
     pub workload: Workload,
     /// The current one.
     pub release: ReleaseRow,
-    /// Newest first: the most recent ones, ended ones included.
+    /// Newest first: all that have not ended, and the most recent ones.
     pub instances: Vec<Instance>,
     /// Set while the newest instance is queued.
     pub queue: Option<QueuePlace>,
@@ -517,18 +517,28 @@ impl Workloads<'_> {
                             and not (failure is not null and observed in ('failed', 'exited'))
                             then now() else observed_at end
                     where org_id = $1 and id = $2 and (select count(*) from slot) >= 0
-                    returning id, workload_id, (leaving_at = now()) as first),
+                    returning id, workload_id, (leaving_at = now()) as first, slot_id is not null as placed),
                 workload as (
                     update workloads w set version = version + 1, updated_at = now() from gone
                     where w.org_id = $1 and w.id = gone.workload_id and gone.first)
-                select gone.id, gone.first, slot.id as slot_id, slot.node_id from gone left join slot on true";
-            let values = [self.org().value(), instance.value()];
-            let row = tx.query_one_raw(sql(leave, values)).await.or_store()?.ok_or(StoreError::NotFound("instance"))?;
+                select gone.id, gone.first, gone.placed, slot.id as slot_id, slot.node_id from gone left join slot on true";
+            let values = || [self.org().value(), instance.value()];
+            let row =
+                tx.query_one_raw(sql(leave, values())).await.or_store()?.ok_or(StoreError::NotFound("instance"))?;
             let row = Row::new(&row, "instances", "id");
+            let told: Option<(SlotId, NodeId)> = row.id_opt("slot_id")?.zip(row.id_opt("node_id")?);
+            // It was placed by a transaction that this one waited for: its slot is newer than the statement's snapshot
+            // and was not told. The next round sees it.
+            let late = "select id from slots
+                where org_id = $1 and instance_id = $2 and desired = 'present' and removed_at is null";
+            if told.is_none() && row.get("placed")? && tx.query_one_raw(sql(late, values())).await.or_store()?.is_some()
+            {
+                return Err(StoreError::Retryable);
+            }
             if row.get::<bool>("first")? {
                 record(&tx, self.org(), change).await?;
             }
-            Ok(row.id_opt("slot_id")?.zip(row.id_opt("node_id")?))
+            Ok(told)
         })
     }
 
@@ -592,6 +602,20 @@ impl Workloads<'_> {
         let select = "select id, minted from workloads where org_id = $1 and id = $2";
         let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
         Row::new(&row.ok_or(StoreError::NotFound("workload"))?, "workloads", "id").get("minted")
+    }
+
+    /// The credentials that the container of a workload came with, sealed for its slot: what is to be kept of them while
+    /// [`Workloads::minted`] has nothing yet.
+    pub async fn minted_of_slot(self, workload: WorkloadId) -> Result<Option<(SlotId, Vec<u8>)>> {
+        let tx = self.tenant.begin().await?;
+        let select =
+            "select s.id, s.minted from instances i join slots s on s.org_id = i.org_id and s.instance_id = i.id
+            where i.org_id = $1 and i.workload_id = $2 and s.minted is not null
+            order by i.ended_at is null desc, i.id desc limit 1";
+        let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
+        let Some(row) = row else { return Ok(None) };
+        let row = Row::new(&row, "slots", "id");
+        Ok(Some((row.id("id")?, row.get("minted")?)))
     }
 
     /// Ends a workload that is to be deleted and has nothing left outside: its name is free, its volumes go. `false`:
@@ -681,8 +705,13 @@ impl Workloads<'_> {
             ", case when i.placement = 'queued' and i.ended_at is null
                 then clawhq_queue_position(i.queued_at, i.id) end as position, v.id as volume_id, v.node_id as volume_node
             from jsonb_array_elements_text($2) wanted(id)
-            cross join lateral (select * from instances i where i.org_id = $1 and i.workload_id = wanted.id::uuid
-                order by i.id desc limit $3) i
+            cross join lateral (
+                (select l.id from instances l
+                    where l.org_id = $1 and l.workload_id = wanted.id::uuid order by l.id desc limit $3)
+                union
+                (select l.id from instances l
+                    where l.org_id = $1 and l.workload_id = wanted.id::uuid and l.ended_at is null)) seen
+            join instances i on i.org_id = $1 and i.id = seen.id
             join releases r on r.org_id = i.org_id and r.id = i.release_id
             left join nodes n on n.id = i.node_id
             left join volumes v on v.org_id = $1 and v.workload_id = i.workload_id and v.desired = 'present'

@@ -361,7 +361,7 @@ export interface paths {
         post?: never;
         /**
          * Remove a member
-         * @description Owners remove anybody but the last owner; everybody may leave.
+         * @description Owners remove anybody but the last owner; everybody may leave. API keys that they made stop working.
          */
         delete: operations["removeMember"];
         options?: never;

@@ -189,3 +189,32 @@ async fn the_catalogue_is_what_was_published_last() -> Result<()> {
     assert!(matches!(corrupt, Err(StoreError::Corrupt { table: "templates", field: "spec", .. })), "{corrupt:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn who_is_removed_takes_no_key_along() -> Result<()> {
+    let db = TestDb::new().await?;
+    let (ann, bob) = (db.org("ann", "free").await?, db.org("bob", "free").await?);
+    let tenant = db.store.tenant(&ann.scope);
+    let none = Change::default();
+    tenant.org().add_member(&bob.email, Role::Owner, &none).await?;
+    let key = |name: &str, created_by| NewApiKey {
+        id: mint(),
+        name: name.to_owned(),
+        role: Role::Owner,
+        hash: TokenHash::of(name),
+        prefix: "chq_".to_owned(),
+        created_by: Some(created_by),
+        lifetime_ms: None,
+    };
+    for (name, by) in [("anns", ann.user), ("bobs", bob.user)] {
+        tenant.api_keys().create(&key(name, by), &none).await?;
+    }
+    db.store.tenant(&bob.scope).api_keys().create(&key("at home", bob.user), &none).await?;
+    tenant.org().remove_member(bob.user, &none).await?;
+    for (name, org, opens) in [("anns", &ann, true), ("bobs", &ann, false), ("at home", &bob, true)] {
+        let entry =
+            db.store.accounts().enter(&Credential::ApiKey(TokenHash::of(name)), &OrgRef::Id(org.scope.org())).await?;
+        assert_eq!(matches!(entry, Entry::Entered(_)), opens, "{name}: {entry:?}");
+    }
+    Ok(())
+}

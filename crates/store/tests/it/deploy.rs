@@ -154,8 +154,12 @@ async fn reservations_never_exceed_capacity_and_what_does_not_fit_queues() -> Re
     let workloads = db.store.tenant(&org.scope);
     let (slot, _) = workloads.workloads().leave(gone.instance, &Change::default()).await?.expect("it had a slot");
     db.report(&node, slot, 2, SlotState::Absent).await?;
-    let queued = db.system().instances().queued(100).await?;
+    let queued = db.system().instances().queued(None, 100).await?;
     assert_eq!(queued.len(), 33);
+    let (scope, tenth) = &queued[9];
+    let behind = db.system().instances().queued(Some((scope.org(), tenth.id)), 5).await?;
+    let ids = |some: &[(_, clawhq_store::Instance)]| some.iter().map(|(_, one)| one.id).collect::<Vec<_>>();
+    assert_eq!(ids(&behind), ids(&queued[10..15]), "the next page begins behind the last one");
     let mut served = Vec::new();
     for (scope, instance) in &queued {
         let mut new = Deploy::new("x", &tier).instance()?;

@@ -104,6 +104,20 @@ async fn a_lost_lease_loses_every_right() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_look_that_is_due_soon_is_not_swallowed_by_one_that_waits() -> Result<()> {
+    let db = TestDb::new().await?;
+    let jobs = db.system().jobs();
+    let later = |key: &str| NewJob { delay_ms: 600_000, ..job(key, 3) };
+    assert!(jobs.enqueue(&later("a")).await?);
+    assert!(!jobs.enqueue(&job("a", 3)).await?, "one job for each thing to look at");
+    assert_eq!(jobs.claim("q", 10, 60_000).await?.len(), 1, "it waits for ten minutes although it is due");
+    assert!(jobs.enqueue(&job("b", 3)).await?);
+    assert!(!jobs.enqueue(&later("b")).await?);
+    assert_eq!(jobs.claim("q", 10, 60_000).await?.len(), 1, "a later look put off the one that is due");
+    Ok(())
+}
+
+#[tokio::test]
 async fn poison_dies_after_its_attempts_whether_it_fails_or_kills() -> Result<()> {
     let db = TestDb::new().await?;
     let jobs = db.system().jobs();
@@ -187,5 +201,29 @@ async fn a_restart_of_the_database_costs_no_read_and_no_begin() -> Result<()> {
         db.store.tenant(&org.scope).events().append(&Change::default()).await?;
         db.store.tenant(&org.scope).org().get().await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_old_goes_in_portions_that_end() -> Result<()> {
+    let db = TestDb::new().await?;
+    let org = db.org("ann", "free").await?;
+    let fill = format!(
+        "insert into idempotency (org_id, route, key, request_hash, created_at)
+         select '{org:032x}'::uuid, 'POST /x', n::text, sha256('x'), now() - interval '25 hours'
+         from generate_series(1, 6000) n;
+         insert into idempotency (org_id, route, key, request_hash) values ('{org:032x}', 'POST /x', 'young', sha256('x'));
+         insert into sessions (id, user_id, token_hash, expires_at)
+         select gen_random_uuid(), '{user:032x}', sha256(n::text::bytea), now() - interval '1 hour'
+         from generate_series(1, 6000) n",
+        org = org.scope.org().as_u128(),
+        user = org.user.as_u128(),
+    );
+    db.execute(&fill).await?;
+    let jobs = db.system().jobs();
+    assert_eq!((jobs.sweep(1000).await?.deleted, jobs.sweep(1000).await?.deleted), (5000, 1000));
+    assert_eq!(db.number("select count(*) from idempotency").await?, 1);
+    let accounts = db.store.accounts();
+    assert_eq!((accounts.sweep_sessions().await?, accounts.sweep_sessions().await?), (5000, 1000));
     Ok(())
 }

@@ -362,3 +362,195 @@ async fn events_are_read_in_order_and_without_gaps_while_many_write() -> Result<
     assert_eq!(store.tenant(&scope).events().newest().await?, 200);
     Ok(())
 }
+
+/// A dozen failures of newer releases must not hide the container that still serves the older one.
+#[tokio::test]
+async fn what_still_runs_is_seen_however_many_came_after_it() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let deploy = Deploy::new("agent", &tier);
+    let made = db.deploy(&org, &deploy).await?;
+    let (oldest, _) = made.placed.slot.expect("cold");
+    db.report(&node, oldest, 1, SlotState::Running).await?;
+    let tenant = db.store.tenant(&org.scope);
+    let none = Change::default();
+    let release = from_template(&deploy.template, deploy.config.clone()).map_err(|why| anyhow::anyhow!("{why:?}"))?;
+    let new = NewRelease { id: mint(), release };
+    let (workload, _) = tenant.workloads().revise(made.workload, &new, "free", None, None, &none).await?;
+    let failure =
+        Failure { kind: FailureKind::Runtime, message: "it broke".to_owned(), exit: None, log_tail: Vec::new() };
+    for _ in 0..15 {
+        let instance = deploy.instance()?;
+        let placed = tenant.workloads().launch(made.workload, workload.generation, new.id, &instance, &none).await?;
+        let (slot, _) = placed.placed.slot.expect("cold");
+        assert!(tenant.workloads().fail(instance.id, &failure, &none).await?);
+        tenant.workloads().leave(instance.id, &none).await?;
+        db.report(&node, slot, 2, SlotState::Absent).await?;
+    }
+    let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    assert!(detail.instances.iter().any(|one| one.id == made.instance), "the one that serves is out of sight");
+    assert_eq!(lifecycle::shown(&detail.view(), false).0, Shown::Running);
+
+    tenant.workloads().set_desired(made.workload, Desired::Deleted, None, &none).await?;
+    let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    let acts = lifecycle::converge(&detail.view(), i64::MAX / 4).acts;
+    assert_eq!(acts, [Act::Leave { instance: made.instance, why: "deleted" }]);
+    Ok(())
+}
+
+/// Delete meets a placement that is about to commit: the container it just got must go as well.
+#[tokio::test]
+async fn an_instance_that_leaves_while_it_is_placed_takes_its_container_along() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    // No node yet: it waits in the queue.
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    assert_eq!(made.placed.slot, None);
+    let node = db.node("n1", 10_000).await?;
+    let slot = db.ready_slots(&node, &hello(), &tier, 1).await?[0];
+    let uuid = |id: u128| format!("'{id:032x}'::uuid");
+    let (org_id, instance, slot_id) =
+        (uuid(org.scope.org().as_u128()), uuid(made.instance.as_u128()), uuid(slot.as_u128()));
+
+    // What placing does, held open.
+    let mut placing = db.raw().await?;
+    let placed = format!(
+        "begin;
+        select id from instances where id = {instance} for update;
+        update slots set org_id = {org_id}, instance_id = {instance}, generation = generation + 1, claimed_at = now()
+            where id = {slot_id};
+        update instances set slot_id = {slot_id}, node_id = {node}, placement = 'warm', placed_at = now(),
+            observed = 'waiting' where id = {instance}",
+        node = uuid(node.id.as_u128()),
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(placed)).execute(&mut placing).await?;
+    let leaving = tokio::spawn({
+        let (store, scope, instance) = (db.store.clone(), org.scope, made.instance);
+        async move { store.tenant(&scope).workloads().leave(instance, &Change::default()).await }
+    });
+    let waits = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock' and query like 'with%'";
+    while db.number(waits).await? == 0 {
+        assert!(!leaving.is_finished(), "it did not wait for the placement");
+        tokio::task::yield_now().await;
+    }
+    sqlx::raw_sql("commit").execute(&mut placing).await?;
+    assert_eq!(leaving.await??, Some((slot, node.id)), "nobody tells the node");
+    let desired = db.system().slots().desired(&[slot]).await?.remove(0);
+    assert!(!desired.present, "its container stays for ever");
+    let none = Change::default();
+    assert_eq!(db.store.tenant(&org.scope).workloads().leave(made.instance, &none).await?, None, "said once");
+    db.report(&node, slot, desired.generation, SlotState::Absent).await?;
+    let detail = db.store.tenant(&org.scope).workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    assert!(detail.instances[0].ended_at.is_some());
+    Ok(())
+}
+
+/// One row that this version cannot read must not keep a whole node from what is wanted of it.
+#[tokio::test]
+async fn a_slot_that_cannot_be_read_is_mentioned_and_the_others_are_told() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let slots = db.ready_slots(&node, &hello(), &tier, 3).await?;
+    db.system().slots().retire(&[slots[2]]).await?;
+    let broken = format!(
+        "alter table slots disable trigger slots_spec_fixed;
+         update slots set spec = '{{\"of\": \"a later version\"}}' where id in ('{:032x}', '{:032x}')",
+        slots[0].as_u128(),
+        slots[2].as_u128()
+    );
+    db.execute(&broken).await?;
+    let set = db.system().slots().of_node(node.id).await?;
+    assert_eq!(set.slots.iter().map(|slot| slot.slot).collect::<Vec<_>>(), [slots[1]]);
+    let bare = |slot, generation, present| clawhq_store::UnreadableSlot { slot, generation, present };
+    assert_eq!(set.unreadable, [bare(slots[0], 1, true), bare(slots[2], 2, false)]);
+    Ok(())
+}
+
+/// While a node is silent nothing can be reported in time, so nothing is late when it is heard again.
+#[tokio::test]
+async fn no_deadline_counts_the_silence_of_a_node() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let made = db.deploy(&org, &Deploy::new("agent", &tier)).await?;
+    let (slot, _) = made.placed.slot.expect("cold");
+    db.report(&node, slot, 1, SlotState::Starting).await?;
+    let acts = async || {
+        let detail = db.store.tenant(&org.scope).workloads().get(&WorkloadRef::Id(made.workload)).await?;
+        let now = db.number("select (extract(epoch from now()) * 1000)::bigint").await?;
+        anyhow::Ok(lifecycle::converge(&detail.view(), now).acts)
+    };
+    db.execute(
+        "update instances set observed_at = now() - interval '1 hour';
+         update nodes set lease_until = now() - interval '50 minutes', heard_since = now() - interval '2 hours'",
+    )
+    .await?;
+    assert_eq!(acts().await?, []);
+    let facts = NodeFacts {
+        capacity_mib: 10_000,
+        slots_max: 9,
+        disk_free_mib: 1,
+        ready: true,
+        facts: clawhq_store::Json::Null,
+    };
+    let epoch = db.system().nodes().open_stream(node.id, &facts, 3_600_000).await?;
+    assert_eq!(acts().await?, [], "it was late before it could say a word");
+    // From then on its time runs, and a stream that is only dialled anew does not stop it.
+    db.execute("update nodes set heard_since = now() - interval '20 minutes'").await?;
+    db.system().nodes().open_stream(node.id, &facts, 3_600_000).await?;
+    assert!(matches!(acts().await?[..], [Act::Fail { instance, .. }] if instance == made.instance));
+    let beat = Heartbeat { disk_free_mib: 5, ready: true, lease_ms: 60_000 };
+    assert!(db.system().nodes().heartbeat(node.id, epoch + 1, beat).await?);
+    assert!(matches!(acts().await?[..], [Act::Fail { .. }]));
+    Ok(())
+}
+
+/// A reference may mean another image tomorrow; a release does not.
+#[tokio::test]
+async fn what_an_image_was_resolved_to_stays_with_its_release() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let image = clawhq_domain::names::ImageRef::parse("example.org/app:1")?;
+    let bare =
+        clawhq_domain::release::from_image(image, Default::default()).map_err(|why| anyhow::anyhow!("{why:?}"))?;
+    let digest_after = async |name: &str, bare: Option<clawhq_domain::release::Release>| {
+        let mut new = Deploy::new(name, &tier).build()?;
+        new.instance.claim = ClaimPolicy::Never;
+        if let Some(release) = bare {
+            (new.instance.spec.release, new.instance.spec.template) = (release.clone(), None);
+            new.release.release = release;
+        }
+        let rows = db.store.tenant(&org.scope);
+        let made = rows.workloads().create(&new, &Change::default()).await?;
+        let (slot, _) = made.placed.slot.expect("cold");
+        for digest in ["sha256:first", "sha256:second"] {
+            let report = SlotReport {
+                slot,
+                generation: 1,
+                instance: Some(made.instance),
+                state: SlotState::Running,
+                run: 1,
+                container: None,
+                image_digest: Some(digest.to_owned()),
+                failure: None,
+                steps: Vec::new(),
+                at: 0,
+            };
+            assert!(db.system().slots().observe(node.id, node.epoch, &report, None).await? != ReportOutcome::Stale);
+        }
+        let detail = rows.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+        anyhow::Ok(detail.release.release.image_digest)
+    };
+    assert_eq!(digest_after("image", Some(bare)).await?.as_deref(), Some("sha256:first"));
+    // A template's image is the platform's: its slots are made from what it is today.
+    assert_eq!(digest_after("template", None).await?, None);
+    Ok(())
+}
