@@ -1707,11 +1707,11 @@ pub async fn watch_network(tools: Arc<Tools>, stop: CancellationToken) {
     let mut swept_at = None::<Instant>;
     let mut check = tokio::time::interval(FIREWALL_CHECK);
     let mut loaded = tools.network.is_ready();
-    let changes = tools.network.changes().unwrap_or_else(|error| {
+    let mut changes = tools.network.changes().unwrap_or_else(|error| {
         tracing::warn!(%error, "the kernel does not tell of changes to its tables: they are looked at every ten seconds alone");
         None
     });
-    let changed = async || match &changes {
+    let mut changed = async || match &mut changes {
         Some(changes) => changes.next().await,
         None => std::future::pending().await,
     };

@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use clawhq_domain::ids::SlotId;
 use futures::TryStreamExt;
 use nix::sys::socket::{
@@ -21,10 +22,11 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use parking_lot::Mutex;
 use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
-use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
 use crate::config;
@@ -444,44 +446,48 @@ fn nft_socket() -> io::Result<OwnedFd> {
 }
 
 /// What the kernel tells of changes to its tables, whoever makes them.
-pub struct Changes(AsyncFd<OwnedFd>);
+pub struct Changes(TokioSocket);
 
 impl Changes {
     fn subscribe() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 1 << (NFNLGRP_NFTABLES - 1)))?;
-        Ok(Self(AsyncFd::new(fd)?))
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().bind(&rtnetlink::sys::SocketAddr::new(0, 1 << (NFNLGRP_NFTABLES - 1)))?;
+        Ok(Self(socket))
     }
 
     /// Waits for a change to more than a set's elements, which we change ourselves with every claim. Safe to cancel.
-    pub async fn next(&self) -> io::Result<()> {
+    pub async fn next(&mut self) -> io::Result<()> {
         loop {
-            let mut guard = self.0.readable().await?;
-            match self.drain() {
-                Ok(true) => {
-                    tokio::time::sleep(SETTLE).await;
-                    let _ = self.drain();
-                    return Ok(());
-                }
-                Ok(false) => guard.clear_ready(),
-                Err(error) => return Err(error),
+            let mut messages = BytesMut::with_capacity(16 << 10);
+            let received = self.0.recv(&mut messages).await;
+            if told(received.map(drop), &messages)? {
+                tokio::time::sleep(SETTLE).await;
+                let _ = self.drain();
+                return Ok(());
             }
         }
     }
 
     /// Reads all that waits; whether it is more than elements.
     fn drain(&self) -> io::Result<bool> {
-        let (mut buffer, mut structural) = ([0; 16 << 10], false);
+        let mut structural = false;
         loop {
-            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(length) => structural |= is_structural(&buffer[..length]),
-                Err(nix::errno::Errno::EAGAIN) => return Ok(structural),
-                // More changes than the socket holds: something of note may be among those that were dropped.
-                Err(nix::errno::Errno::ENOBUFS) => structural = true,
-                Err(error) => return Err(error.into()),
+            let mut messages = BytesMut::with_capacity(16 << 10);
+            match self.0.socket_ref().recv(&mut messages, nix::libc::MSG_DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(structural),
+                received => structural |= told(received.map(drop), &messages)?,
             }
         }
+    }
+}
+
+/// Whether what was received is worth a look.
+fn told(received: io::Result<()>, messages: &[u8]) -> io::Result<bool> {
+    match received {
+        Ok(()) => Ok(is_structural(messages)),
+        // More changes than the socket holds: something of note may be among those that were dropped.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -624,7 +630,7 @@ mod in_a_namespace {
                 assert!(!network.is_ready());
                 network.load().await.unwrap();
                 assert_eq!(network.live_elements().await.unwrap(), 1);
-                let changes = network.changes().unwrap().unwrap();
+                let mut changes = network.changes().unwrap().unwrap();
                 network.open(Piece(6)).unwrap();
                 network.open(Piece(6)).unwrap();
                 assert!(network.verify().await.unwrap());

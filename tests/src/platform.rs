@@ -139,6 +139,8 @@ impl Platform {
         .into_iter()
         .chain(options.env)
         .map(|(name, value)| (name.to_owned(), value))
+        // For whoever looks for a cause.
+        .chain(std::env::vars().filter(|(name, _)| name.starts_with("CLAWHQ_TELEMETRY__")))
         .collect();
         platform.initdb()?;
         platform.start_postgres().await?;
@@ -575,8 +577,17 @@ fn start_dockerd(root: &Path) -> Result<Process> {
 "bridge": "none", "iptables": false, "ip6tables": false, "ip-masq": false, "userland-proxy": false, "live-restore": true}}"#
     );
     fs::write(&config, text)?;
-    // A killed daemon leaves its pidfile, and refuses to start when that pid is somebody's by now.
+    // A killed daemon leaves its pidfile, and refuses to start when that pid is somebody's by now. The containerd that dies with
+    // it leaves one too, and is waited for in vain when it is dying still or its pid is somebody's.
     let _ = fs::remove_file(home.join("dockerd.pid"));
+    let containerd = home.join("exec/containerd/containerd.pid");
+    if let Some(pid) = fs::read_to_string(&containerd).ok().and_then(|pid| pid.trim().parse::<u32>().ok()) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while pids_mentioning(&format!("{at}/exec/containerd/containerd.toml")).contains(&pid) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = fs::remove_file(&containerd);
+    }
     let command = ["dockerd", "--config-file", config.to_str().context("path")?];
     Process::start("dockerd", &[], &command, &[], &root.join("log/dockerd.log"))
 }

@@ -303,6 +303,7 @@ pub struct Instance {
     pub state: String,
     pub reason: Option<Reason>,
     pub queued_at: Option<DateTime<Utc>>,
+    /// When the process that runs, or ran last, was started: anew with each restart.
     pub started_at: Option<DateTime<Utc>>,
     pub ready_at: Option<DateTime<Utc>>,
     pub ended_at: Option<DateTime<Utc>>,

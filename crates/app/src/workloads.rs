@@ -217,9 +217,15 @@ impl App {
         let rows = self.store().tenant(&context.scope).workloads();
         loop {
             changes.borrow_and_update();
-            let detail = rows.get(&WorkloadRef::Id(workload)).await?;
-            if done(&detail) {
-                return Ok(detail);
+            match rows.get(&WorkloadRef::Id(workload)).await {
+                Ok(detail) if done(&detail) => return Ok(detail),
+                Ok(_) => {}
+                // What is waited for goes on while the database is away.
+                Err(clawhq_store::StoreError::Unavailable(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             }
             // A silent node and a lost notification are only seen by looking.
             let look = (tokio::time::Instant::now() + Duration::from_secs(2)).min(deadline);
@@ -279,13 +285,17 @@ impl App {
             (None, Some(image)) => release::from_image(image, config),
             (None, None) => return Err(Error::NotFound("template")),
         };
-        made.map_err(|reason| Error::invalid("/config", reason))
+        made.map_err(|flaw| Error::invalid(format!("/config{}", flaw.at), flaw.reason))
     }
 
     /// The tier it runs in, and whether its volume may be that large.
     async fn tier_of(&self, context: &OrgContext, asked: Option<&str>, release: &Release) -> Result<Tier> {
         let tiers = self.tiers().await?;
-        let tier = tiers.admit(&context.tier, asked, release.least_memory_mib).map_err(Error::Refused)?.clone();
+        let refused = |reason| match asked {
+            Some(_) => Error::invalid("/tier", reason),
+            None => Error::Refused(reason),
+        };
+        let tier = tiers.admit(&context.tier, asked, release.least_memory_mib).map_err(refused)?.clone();
         if let Some(state) = &release.state {
             quota::admit(Ask::Volume(state.size_mib), Usage::default(), &tier).map_err(Error::Refused)?;
         }

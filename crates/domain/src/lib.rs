@@ -48,3 +48,11 @@ impl Reason {
         self
     }
 }
+
+/// A refusal of one part of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    /// JSON Pointer into the input: `/files/0/path`; empty for the whole of it.
+    pub at: String,
+    pub reason: Reason,
+}

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Reason;
 use crate::names::{EnvName, ImageRef, SecretName, TemplateName};
 use crate::template::{Port, Probe, StateVolume, Template, Tmpfs, WarmMode};
+use crate::{Flaw, Reason};
 
 /// Bounds on what a tenant may configure, each with its reason.
 pub mod limits {
@@ -101,11 +101,10 @@ pub const UID_MAX: u32 = i32::MAX as u32;
 const VOLUME_PATH_BYTES: usize = 255;
 
 /// Makes the release of a template with a tenant's config over it.
-pub fn from_template(template: &Template, config: Config) -> Result<Release, Reason> {
+pub fn from_template(template: &Template, config: Config) -> Result<Release, Flaw> {
     check(&config)?;
     if config.uid.is_some() {
-        return Err(Reason::new("config_invalid", "A template fixes its own user; uid is for images.")
-            .with_hint("Leave out uid."));
+        return Err(invalid("/uid", "A template fixes its own user; uid is for images.", "Leave out uid."));
     }
     let mut env = template.env.clone();
     env.extend(config.env.clone());
@@ -132,7 +131,7 @@ pub fn from_template(template: &Template, config: Config) -> Result<Release, Rea
 }
 
 /// Makes the release of a bare image. It is probed on its first port, or counts as ready once started.
-pub fn from_image(image: ImageRef, config: Config) -> Result<Release, Reason> {
+pub fn from_image(image: ImageRef, config: Config) -> Result<Release, Flaw> {
     check(&config)?;
     let ports = config.ports.clone().unwrap_or_default();
     let probe = match ports.iter().find(|port| port.protocol != crate::template::Protocol::Udp) {
@@ -178,14 +177,14 @@ impl Release {
     }
 }
 
-fn invalid(what: impl Into<String>, hint: impl Into<String>) -> Reason {
-    Reason::new("config_invalid", what).with_hint(hint)
+fn invalid(at: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> Flaw {
+    Flaw { at: at.into(), reason: Reason::new("config_invalid", what).with_hint(hint) }
 }
 
 /// Paths the platform owns inside a container.
 const RESERVED_PATHS: [&str; 4] = ["/proc", "/sys", "/dev", "/.clawhq"];
 
-fn check_path(path: &str) -> Result<(), Reason> {
+fn check_path(at: impl Into<String>, path: &str) -> Result<(), Flaw> {
     let plain = path.starts_with('/')
         && path.len() > 1
         && path.len() <= 512
@@ -197,6 +196,7 @@ fn check_path(path: &str) -> Result<(), Reason> {
         Ok(())
     } else {
         Err(invalid(
+            at,
             format!("{path:?} is not a usable path."),
             "Use an absolute path without . or .. that is not under /proc, /sys, /dev or /.clawhq.",
         ))
@@ -204,31 +204,37 @@ fn check_path(path: &str) -> Result<(), Reason> {
 }
 
 /// Checks every bound on a tenant's config.
-pub fn check(config: &Config) -> Result<(), Reason> {
+pub fn check(config: &Config) -> Result<(), Flaw> {
     let env_bytes: usize = config.env.iter().map(|(name, value)| name.as_str().len() + value.len() + 2).sum();
     if config.env.len() > limits::ENV_ENTRIES || env_bytes > limits::ENV_BYTES {
         return Err(invalid(
+            "/env",
             format!("{} environment variables of {env_bytes} bytes are too many.", config.env.len()),
             format!("At most {} variables and {} bytes.", limits::ENV_ENTRIES, limits::ENV_BYTES),
         ));
     }
     if let Some((name, _)) = config.env.iter().find(|(_, value)| value.contains('\0')) {
-        return Err(invalid(format!("The value of {name} contains a zero byte."), "Remove it."));
+        return Err(invalid(
+            format!("/env/{name}"),
+            format!("The value of {name} contains a zero byte."),
+            "Remove it.",
+        ));
     }
     if config.secrets.len() > limits::SECRETS {
-        return Err(invalid("Too many secrets.", format!("At most {}.", limits::SECRETS)));
+        return Err(invalid("/secrets", "Too many secrets.", format!("At most {}.", limits::SECRETS)));
     }
     let mut targets = BTreeSet::new();
-    for secret in &config.secrets {
+    for (index, secret) in config.secrets.iter().enumerate() {
         let clash = match &secret.target {
             SecretTarget::Env(name) => config.env.contains_key(name),
             SecretTarget::File(path) => {
-                check_path(path)?;
+                check_path(format!("/secrets/{index}/file"), path)?;
                 config.files.iter().any(|file| file.path == *path)
             }
         };
         if clash || !targets.insert(&secret.target) {
             return Err(invalid(
+                format!("/secrets/{index}"),
                 format!("{} is given twice.", secret.secret),
                 "Give each variable and file one source.",
             ));
@@ -238,15 +244,17 @@ pub fn check(config: &Config) -> Result<(), Reason> {
     let largest = config.files.iter().map(|file| file.content.len()).max().unwrap_or(0);
     if config.files.len() > limits::FILES || largest > limits::FILE_BYTES || file_bytes > limits::FILES_BYTES {
         return Err(invalid(
+            "/files",
             "The files are too many or too large.",
             format!("At most {} files of {} bytes, {} in all.", limits::FILES, limits::FILE_BYTES, limits::FILES_BYTES),
         ));
     }
     let mut paths = BTreeSet::new();
-    for file in &config.files {
-        check_path(&file.path)?;
+    for (index, file) in config.files.iter().enumerate() {
+        check_path(format!("/files/{index}/path"), &file.path)?;
         if !paths.insert(&file.path) || file.mode > 0o777 {
             return Err(invalid(
+                format!("/files/{index}"),
                 format!("{:?} is given twice or has a mode above 777.", file.path),
                 "Give each file once.",
             ));
@@ -257,6 +265,7 @@ pub fn check(config: &Config) -> Result<(), Reason> {
         let zero = argv.iter().any(|word| word.contains('\0'));
         if argv.is_empty() || argv.len() > limits::ARGV || bytes > limits::ARGV_BYTES || zero || argv[0].is_empty() {
             return Err(invalid(
+                "/argv",
                 "argv is not usable.",
                 format!("Give 1 to {} words, {} bytes in all, without zero bytes.", limits::ARGV, limits::ARGV_BYTES),
             ));
@@ -270,17 +279,19 @@ pub fn check(config: &Config) -> Result<(), Reason> {
             });
         if !fine {
             return Err(invalid(
+                "/ports",
                 "ports are not usable.",
                 format!("At most {} different ports from 1 to 65535.", limits::PORTS),
             ));
         }
     }
     if let Some(volume) = &config.volume {
-        check_path(&volume.path)?;
+        check_path("/volume/path", &volume.path)?;
         // A mount's description ends at these, and what a node mounts itself is in nobody's volume.
         let taken = ["/tmp", "/run", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
         if volume.path.len() > VOLUME_PATH_BYTES || volume.path.contains([',', ':']) || taken.contains(&&*volume.path) {
             return Err(invalid(
+                "/volume/path",
                 format!("A volume cannot be at {:?}.", volume.path),
                 format!(
                     "Use a path of at most {VOLUME_PATH_BYTES} bytes without comma and colon, other than {}.",
@@ -289,14 +300,22 @@ pub fn check(config: &Config) -> Result<(), Reason> {
             ));
         }
         if volume.size_mib == 0 {
-            return Err(invalid("The volume has no size.", "Give at least 1 MiB."));
+            return Err(invalid("/volume/size_mib", "The volume has no size.", "Give at least 1 MiB."));
         }
     }
     if config.uid == Some(0) {
-        return Err(invalid("A workload does not run as root.", "Choose a uid from 1 up; 10001 is the default."));
+        return Err(invalid(
+            "/uid",
+            "A workload does not run as root.",
+            "Choose a uid from 1 up; 10001 is the default.",
+        ));
     }
     if config.uid.is_some_and(|uid| uid > UID_MAX) {
-        return Err(invalid("The uid is too large.", format!("Choose one from 1 to {UID_MAX}; 10001 is the default.")));
+        return Err(invalid(
+            "/uid",
+            "The uid is too large.",
+            format!("Choose one from 1 to {UID_MAX}; 10001 is the default."),
+        ));
     }
     Ok(())
 }
@@ -373,8 +392,8 @@ mod tests {
         let long = format!("/{}", "x".repeat(255));
         for path in ["/a,b", "/a:ro", "/tmp", "/run", "/etc/resolv.conf", "/proc/x", "/", "data", "/a/../b", &long] {
             let refused = check(&at(path)).expect_err(path);
-            assert_eq!(refused.code, "config_invalid");
-            assert!(refused.hint.is_some(), "{path}");
+            assert_eq!((refused.at.as_str(), refused.reason.code), ("/volume/path", "config_invalid"));
+            assert!(refused.reason.hint.is_some(), "{path}");
         }
     }
 

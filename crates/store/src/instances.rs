@@ -32,6 +32,8 @@ pub struct Instance {
     pub created_at: Millis,
     pub queued_at: Option<Millis>,
     pub placed_at: Option<Millis>,
+    /// When the process that runs, or ran last, was started.
+    pub started_at: Option<Millis>,
     pub ready_at: Option<Millis>,
     pub leaving: bool,
     /// Its container is certainly gone, or it left the queue.
@@ -64,7 +66,7 @@ macro_rules! instance_sql {
             coalesce(n.lease_until > now(), false) as live, i.observed, i.run, i.failure, i.steps,
             case when i.ended_at is not null or i.failure is not null and i.observed in ('failed', 'exited')
                 then i.observed_at else greatest(i.observed_at, n.heard_since) end as observed_at,
-            i.created_at, i.queued_at, i.placed_at, i.ready_at, i.leaving_at, i.ended_at"
+            i.created_at, i.queued_at, i.placed_at, i.started_at, i.ready_at, i.leaving_at, i.ended_at"
     };
 }
 pub(crate) use instance_sql;
@@ -88,6 +90,7 @@ pub(crate) fn read(row: &QueryResult) -> Result<Instance> {
         created_at: row.millis("created_at")?,
         queued_at: row.millis_opt("queued_at")?,
         placed_at: row.millis_opt("placed_at")?,
+        started_at: row.millis_opt("started_at")?,
         ready_at: row.millis_opt("ready_at")?,
         leaving: row.millis_opt("leaving_at")?.is_some(),
         ended_at: row.millis_opt("ended_at")?,

@@ -34,7 +34,8 @@ pub struct SlotSpec {
 impl SlotSpec {
     /// What a pool slot of a template at a tier is made from. Fails only if the template itself is refused.
     pub fn of_pool(template: &Template, tier: &Tier) -> Result<Self, clawhq_domain::Reason> {
-        let release = clawhq_domain::release::from_template(template, clawhq_domain::release::Config::default())?;
+        let release = clawhq_domain::release::from_template(template, clawhq_domain::release::Config::default())
+            .map_err(|flaw| flaw.reason)?;
         Ok(Self { release, template: Some(template.clone()), tier: tier.clone() })
     }
 }
@@ -563,6 +564,7 @@ const OBSERVE: &str = "with
             slots.removed_at is not null as removed, old.observed <> $5 or slots.removed_at is not null as changed),
     instance as (
         update instances i set run = $6,
+            started_at = case when $6 > i.run then now() else i.started_at end,
             observed = case when i.failure is not null and i.observed in ('failed', 'exited') then i.observed else $5 end,
             observed_at = case when i.observed = $5 or i.failure is not null and i.observed in ('failed', 'exited')
                           then i.observed_at else now() end,

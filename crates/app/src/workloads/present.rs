@@ -47,7 +47,7 @@ pub(super) fn instance(row: store::Instance) -> Instance {
         node: row.node,
         slot: row.slot,
         created_at: row.created_at,
-        started_at: row.placed_at,
+        started_at: row.started_at,
         ready_at: row.ready_at,
         ended_at: row.ended_at,
         restarts: row.run.saturating_sub(1),
