@@ -386,6 +386,22 @@ impl Platform {
         Ok(())
     }
 
+    /// Makes an image of `/hello` alone.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn bare_image(&self, name: &str) -> Result<()> {
+        let container = self.docker(&["create", "clawhq/hello:dev"])?;
+        let script = format!(
+            "docker -H '{0}' cp '{1}:/hello' - | docker -H '{0}' import - '{name}'",
+            self.docker_host(),
+            container.trim()
+        );
+        run(&["bash", "-o", "pipefail", "-c", &script], &[])?;
+        self.docker(&["rm", container.trim()])?;
+        Ok(())
+    }
+
     // ------------------------------------------------------------------------------------------------ PostgreSQL
 
     /// Its address for a role of the server; `postgres` is the superuser, who sees every org's rows.

@@ -399,11 +399,18 @@ async fn tenants_reach_neither_each_other_nor_the_host() {
 
     // A terminal, where the image has a shell; a clear end where it has none.
     let config = json!({"argv": ["/hello"], "ports": [{"name": "http", "port": 8080, "protocol": "http"}]});
-    let shell = ada.deploy(json!({"name": "shell", "image": "tests/shell:1", "config": config, "warm": "never"})).await;
+    let ask = json!({"name": "shell", "image": "tests/shell:1", "config": config, "warm": "never"});
+    let shell = ada.deploy(ask).await;
     assert_eq!(shell["placement"]["kind"], "cold", "{shell}");
     let (output, end) = ada.terminal("shell", "echo answer=$((40+2)); exit 5\n").await.unwrap();
     assert!(output.contains("answer=42"), "{output} {end}");
     assert_eq!((end["type"].as_str(), end["code"].as_i64()), (Some("exit"), Some(5)), "{end}");
-    let (_, end) = ada.terminal("mine", "\n").await.unwrap();
-    assert_eq!(end["type"], "exit", "{end}");
+    let (output, end) = ada.terminal("mine", "/hello --version; exit 6\n").await.unwrap();
+    assert!(output.contains("hello 0."), "{output} {end}");
+    assert_eq!(end["code"].as_i64(), Some(6), "{end}");
+    platform.bare_image("tests/bare:1").unwrap();
+    ada.deploy(json!({"name": "bare", "image": "tests/bare:1", "config": config, "warm": "never"})).await;
+    let (output, end) = ada.terminal("bare", "\n").await.unwrap();
+    assert_eq!((end["type"].as_str(), end["code"].as_i64()), (Some("exit"), Some(127)), "{end}");
+    assert!(output.contains("/bin/sh"), "what is missing is not named: {output}");
 }
