@@ -13,7 +13,7 @@ fn family(addr: SocketAddr) -> AddressFamily {
 }
 
 /// On loopback nothing queues and nothing is lost. All that a congestion control which paces (bbr, often the machine's default)
-/// does there is to arm a timer for every few segments: a quarter of what bulk costs. `reno` is part of every kernel and free
+/// does there is to arm a timer for every few segments: half of what bulk costs. `reno` is part of every kernel and free
 /// for everyone to use. Asked for before the handshake, for pacing once begun does not end.
 fn unpaced(socket: &OwnedFd, addr: SocketAddr) {
     if addr.ip().to_canonical().is_loopback() {
