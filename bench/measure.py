@@ -3,7 +3,7 @@
 CPU is utime+stime of all processes for a fixed amount of work, so the machine's other work shifts it little; ratios are medians
 over interleaved rounds. Memory is PSS.
 """
-import json, os, pathlib, platform, re, signal, statistics, subprocess, sys, time
+import atexit, json, os, pathlib, platform, re, signal, statistics, subprocess, sys, time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TICK = os.sysconf("SC_CLK_TCK")
@@ -89,6 +89,8 @@ class Proc:
     def __init__(self, args, **more):
         self.process = subprocess.Popen([str(arg) for arg in args], **more)
         self.pid = self.process.pid
+        # A benchmark that fails half-way leaves nothing running.
+        atexit.register(self.end)
 
     def line(self):
         return self.process.stdout.readline().strip()
