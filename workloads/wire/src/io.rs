@@ -447,6 +447,10 @@ impl Io {
         if slot.flags & flag::TCP == 0 || slot.flags & ending != 0 || slot.extra.is_some() {
             return None;
         }
+        // Whoever adopts it does not know what was written here.
+        if slot.flags & flag::NODELAY == 0 {
+            let _ = sockopt::set_tcp_nodelay(lower(slot), true);
+        }
         epoll::delete(&self.epoll, lower(slot)).ok()?;
         let fd = self.slot_mut(token)?.fd.take()?;
         self.free_slot(token);
