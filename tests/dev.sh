@@ -115,6 +115,20 @@ need_nextest() {
   rm -rf "$CACHE/tools/target"
 }
 
+# The WebSocket cases come from PyPI, into an environment of their own outside the checkout.
+need_kosoku() {
+  [[ -x ${KOSOKU:-} ]] && return
+  export KOSOKU=$CACHE/tools/kosoku-$KOSOKU_VERSION/bin/kosoku
+  [[ -x $KOSOKU ]] && return
+  step "kosoku installed" kosoku install_kosoku
+}
+install_kosoku() {
+  local env=${KOSOKU%/bin/kosoku}
+  rm -rf "$env"
+  python3 -m venv "$env"
+  "$env/bin/pip" install --quiet --disable-pip-version-check "kosoku==$KOSOKU_VERSION"
+}
+
 need_components() {
   cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 && return
   command -v rustup >/dev/null || die "rustfmt and clippy are missing: install them with your Rust toolchain."
@@ -174,6 +188,7 @@ cmd_test() {
   need_node
   need_components
   need_nextest
+  need_kosoku
   # Real parts, private to this run: a Docker daemon and a PostgreSQL in a temporary directory.
   unset DATABASE_URL DOCKER_HOST
   DATA=$WORK
@@ -235,18 +250,20 @@ cmd_openapi() {
 
 cmd_bench() {
   local name=${1:-} found=0 program
-  (( $# <= 1 )) || die "./dev bench takes one name."
+  (( $# )) && shift
   need_rust
   need_root
+  install_missing build bench
   for program in bench/*/run workloads/*/bench/run; do
     [[ -x $program ]] || continue
     local this=${program%/run}
     this=${this%/bench}
     this=${this##*/}
-    [[ -z $name || $name = "$this" ]] || continue
+    # `hub` is enough for proxy-hub.
+    [[ -z $name || $this = "$name" || $this = *-"$name" ]] || continue
     found=1
     printf '\n%s▸ %s%s\n' "$B" "$this" "$N"
-    "$program"
+    "$program" "$@"
   done
   (( found )) || die "There is no benchmark ${name:-yet}."
 }

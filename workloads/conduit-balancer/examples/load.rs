@@ -70,7 +70,7 @@ impl Service for Serve {
     fn command(&mut self, _: &mut Io, (): ()) {}
 }
 
-/// Opens connections at a steady pace and holds them.
+/// Opens connections at a steady pace and holds them. A connection's tag is 1 once it has carried a byte there and back.
 struct Hold {
     to: SocketAddr,
     source: Option<IpAddr>,
@@ -80,6 +80,27 @@ struct Hold {
     up: usize,
     failed: usize,
     total: usize,
+}
+
+impl Hold {
+    fn fail(&mut self) {
+        self.failed += 1;
+        self.tell();
+    }
+
+    fn tell(&self) {
+        if self.up + self.failed == self.total {
+            println!("held {} failed {}", self.up, self.failed);
+        }
+    }
+
+    fn gone(&mut self, conn: Conn) {
+        if conn.tag == 0 {
+            self.fail();
+        } else {
+            self.lost += 1;
+        }
+    }
 }
 
 impl Service for Hold {
@@ -93,7 +114,7 @@ impl Service for Hold {
         for _ in 0..self.per_tick.min(self.left) {
             self.left -= 1;
             if io.connect(self.to, self.source, Duration::from_secs(30), 0).is_err() {
-                self.failed += 1;
+                self.fail();
             }
         }
         if self.left > 0 {
@@ -110,26 +131,20 @@ impl Service for Hold {
         None
     }
 
-    fn data(&mut self, _: &mut Io, _: Conn, _: &mut [u8]) {
+    fn data(&mut self, io: &mut Io, conn: Conn, _: &mut [u8]) {
+        io.set_tag(conn.token, 1);
         self.up += 1;
-        if self.up + self.failed == self.total {
-            println!("held {} failed {}", self.up, self.failed);
-        }
+        self.tell();
     }
 
     fn eof(&mut self, io: &mut Io, conn: Conn) {
-        self.lost += 1;
+        self.gone(conn);
         io.close(conn.token);
     }
 
-    fn closed(&mut self, _: &mut Io, _: Conn, why: Closed) {
-        if matches!(why, Closed::ConnectFailed(_) | Closed::ConnectTimeout) {
-            self.failed += 1;
-        } else if why != Closed::Stopped {
-            self.lost += 1;
-        }
-        if self.up + self.failed == self.total && self.lost == 0 {
-            println!("held {} failed {}", self.up, self.failed);
+    fn closed(&mut self, _: &mut Io, conn: Conn, why: Closed) {
+        if why != Closed::Stopped {
+            self.gone(conn);
         }
     }
 

@@ -469,6 +469,21 @@ impl Checker<'_> {
     }
 }
 
+/// What helps against what the TOML reader says.
+fn remedy_of(message: &str) -> &'static str {
+    if message.contains("socket address") {
+        "write an IP address and a port, as in \"0.0.0.0:443\"; names are not looked up"
+    } else if message.contains("IP address") {
+        "write an IP address, as in \"192.0.2.7\"; names are not looked up"
+    } else if message.contains("unknown field") {
+        "take it out, or spell it as balancer.example.toml does"
+    } else if message.contains("missing field") {
+        "add it; balancer.example.toml shows every setting"
+    } else {
+        "balancer.example.toml shows how every setting is written"
+    }
+}
+
 fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
@@ -520,7 +535,9 @@ impl Config {
     pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
         let raw: Raw = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| line_of(text, span.start));
-            vec![Problem { line, message: error.message().trim().replace('\n', " "), remedy: String::new() }]
+            let message = error.message().trim().replace('\n', " ");
+            let remedy = remedy_of(&message).to_owned();
+            vec![Problem { line, message, remedy }]
         })?;
         let mut checker = Checker { text, problems: Vec::new() };
         let config = checker.config(raw);
@@ -993,11 +1010,12 @@ name = "x"
             ("[service\n", 1, ""),
             ("[service]\ndrain = \"5 years\"\n", 2, "is not a time"),
             ("[[listener]]\nname='a'\nprotocol='sctp'\nlisten='1.2.3.4:5'\npool='p'\n", 3, "sctp"),
-            ("[[listener]]\nname='a'\nprotocol='tcp'\nlisten='localhost:5'\npool='p'\n", 4, ""),
+            ("[[listener]]\nname='a'\nprotocol='tcp'\nlisten='localhost:5'\npool='p'\n", 4, "socket address"),
         ] {
             let problems = Config::parse(text).unwrap_err();
             assert_eq!(problems[0].line, line, "{text}: {problems:?}");
             assert!(problems[0].message.contains(word), "{problems:?}");
+            assert!(!problems[0].remedy.is_empty());
         }
     }
 

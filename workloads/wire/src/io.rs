@@ -447,6 +447,10 @@ impl Io {
         if slot.flags & flag::TCP == 0 || slot.flags & ending != 0 || slot.extra.is_some() {
             return None;
         }
+        // Whoever adopts it does not know what was written here.
+        if slot.flags & flag::NODELAY == 0 {
+            let _ = sockopt::set_tcp_nodelay(lower(slot), true);
+        }
         epoll::delete(&self.epoll, lower(slot)).ok()?;
         let fd = self.slot_mut(token)?.fd.take()?;
         self.free_slot(token);
@@ -699,6 +703,11 @@ impl Io {
         let Some(target) = self.slot(pair) else { return false };
         if target.flags & (flag::WRITE_SHUT | flag::SHUT_WHEN_SENT | flag::CONNECTING) != 0 || self.queued(pair) > 0 {
             return false;
+        }
+        // What is spliced does not pass through `write`, which would see to it.
+        if target.flags & flag::NODELAY == 0 {
+            let _ = sockopt::set_tcp_nodelay(lower(target), true);
+            self.slots[pair.index as usize].flags |= flag::NODELAY;
         }
         self.slots[from.index as usize].flags |= flag::SPLICE;
         true
@@ -1073,6 +1082,11 @@ impl<S: Service> Shard<S> {
             return;
         }
         if let Some(extra) = slot.extra.as_mut().filter(|extra| !extra.queue.is_empty()) {
+            if slot.flags & (flag::WROTE | flag::NODELAY) == flag::WROTE {
+                let _ = sockopt::set_tcp_nodelay(slot.fd.as_ref().expect("live slot"), true);
+                slot.flags |= flag::NODELAY;
+            }
+            slot.flags |= flag::WROTE;
             while extra.sent < extra.queue.len() {
                 match net::send(slot.fd.as_ref().expect("live slot"), &extra.queue[extra.sent..], SendFlags::NOSIGNAL) {
                     Ok(count) => {

@@ -12,6 +12,15 @@ fn family(addr: SocketAddr) -> AddressFamily {
     if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
 }
 
+/// On loopback nothing queues and nothing is lost. All that a congestion control which paces (bbr, often the machine's default)
+/// does there is to arm a timer for every few segments: half of what bulk costs. `reno` is part of every kernel and free
+/// for everyone to use. Asked for before the handshake, for pacing once begun does not end.
+fn unpaced(socket: &OwnedFd, addr: SocketAddr) {
+    if addr.ip().to_canonical().is_loopback() {
+        let _ = sockopt::set_tcp_congestion(socket, "reno");
+    }
+}
+
 /// The kernel's accept queue limit, which is the backlog that listeners ask for.
 pub fn somaxconn() -> i32 {
     std::fs::read_to_string("/proc/sys/net/core/somaxconn")
@@ -27,6 +36,7 @@ pub fn listen(addr: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
+    unpaced(&socket, addr);
     if addr.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
@@ -82,10 +92,11 @@ pub fn udp_connected(to: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSo
 /// Starts a TCP connect; `true` when it is complete already (usual on loopback).
 ///
 /// With `source`, IP_BIND_ADDRESS_NO_PORT leaves the port to connect(2), so that the 28,000 ports of the ephemeral range
-/// are a limit for each destination and not for all of them together.
+/// are a limit for each destination and not for all of them together. TCP_NODELAY is not set: `Io` does so before the second
+/// write, and most connections of many services end before it.
 pub(crate) fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<(OwnedFd, bool)> {
     let socket = net::socket_with(family(to), SocketType::STREAM, FLAGS, None)?;
-    sockopt::set_tcp_nodelay(&socket, true)?;
+    unpaced(&socket, to);
     if let Some(source) = source {
         nix::sys::socket::setsockopt(&socket.as_fd(), nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
         net::bind(&socket, &SocketAddr::new(source, 0))?;

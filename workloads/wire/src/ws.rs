@@ -960,6 +960,60 @@ mod tests {
             prop_assert_eq!(whole.1, pieces.1);
         }
 
+        /// Almost right is where parsers break: a valid stream with a few bytes changed, cut or doubled.
+        #[test]
+        fn spoilt_frames_mean_the_same_in_any_pieces(
+            messages in proptest::collection::vec((0u8..16, ".{0,200}"), 1..6),
+            spoils in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 0..4),
+            step in 1usize..60,
+        ) {
+            let mut bytes = Vec::new();
+            for (kind, text) in &messages {
+                let length = text.len().min(if *kind & 8 == 0 { 200 } else { 125 });
+                bytes.extend_from_slice(&frame(*kind != 3, kind & 11, &text.as_bytes()[..length]));
+            }
+            for (at, with, how) in spoils {
+                let at = at.index(bytes.len());
+                match how {
+                    0 => bytes[at] ^= with,
+                    1 => bytes.insert(at, with),
+                    _ => drop(bytes.remove(at)),
+                }
+                if bytes.is_empty() {
+                    bytes.push(with);
+                }
+            }
+            let limits = Limits { frame: 300, message: 500 };
+            let whole = feed(Role::Client, &bytes, bytes.len(), &limits);
+            let pieces = feed(Role::Client, &bytes, step, &limits);
+            prop_assert_eq!(whole.0, pieces.0);
+            prop_assert_eq!(whole.1, pieces.1);
+        }
+
+        #[test]
+        fn spoilt_requests_are_read_without_panic(
+            spoils in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 0..5),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = handshake::request("h.example", "/ws", [7; 16], &["a", "b"], "X-One: 1\r\n").into_bytes();
+            for (at, with, how) in spoils {
+                let at = at.index(bytes.len());
+                match how {
+                    0 => bytes[at] = with,
+                    1 => bytes.insert(at, with),
+                    _ => drop(bytes.remove(at)),
+                }
+            }
+            if let Ok(Some(request)) = handshake::Request::parse(&bytes) {
+                prop_assert!(request.len <= bytes.len());
+                let _ = request.upgrade_key();
+                // A part of it is never more than not yet whole, or wrong already.
+                let part = &bytes[..cut.index(request.len)];
+                prop_assert!(!matches!(handshake::Request::parse(part), Ok(Some(_))));
+            }
+            let _ = handshake::check_response(&bytes, [7; 16]);
+        }
+
         #[test]
         fn what_is_encoded_is_parsed(
             messages in proptest::collection::vec((any::<bool>(), ".{0,300}"), 1..6),

@@ -28,13 +28,23 @@ pub struct Balancer {
     pub admin: SocketAddr,
     pub listeners: std::collections::HashMap<String, SocketAddr>,
     pub file: PathBuf,
-    pub log: mpsc::Receiver<String>,
+    pub log: std::sync::Mutex<mpsc::Receiver<String>>,
     _dir: tempfile::TempDir,
 }
 
 impl Balancer {
     /// Starts with `config`, whose admin and listen ports may be 0.
     pub fn start(config: &str) -> Balancer {
+        Self::spawn(config, &mut Command::new(env!("CARGO_BIN_EXE_conduit-balancer")))
+    }
+
+    /// The same with at most `descriptors` for each process.
+    pub fn start_within(config: &str, descriptors: u64) -> Balancer {
+        let shell = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+        Self::spawn(config, Command::new("sh").args(["-c", &shell, env!("CARGO_BIN_EXE_conduit-balancer")]))
+    }
+
+    fn spawn(config: &str, command: &mut Command) -> Balancer {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("balancer.toml");
         let config = if config.contains("[admin]") {
@@ -43,12 +53,7 @@ impl Balancer {
             format!("[admin]\nlisten = '127.0.0.1:0'\n{config}")
         };
         std::fs::write(&file, config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_conduit-balancer"))
-            .args(["run", "--config"])
-            .arg(&file)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.args(["run", "--config"]).arg(&file).stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = mpsc::channel();
         let stderr = child.stderr.take().unwrap();
         std::thread::spawn(move || {
@@ -61,11 +66,12 @@ impl Balancer {
             admin: SocketAddr::from(([0, 0, 0, 0], 0)),
             listeners: Default::default(),
             file,
-            log,
+            log: log.into(),
             _dir: dir,
         };
         loop {
-            let line = balancer.log.recv_timeout(PATIENCE).expect("the balancer ended before it was ready");
+            let line =
+                balancer.log.lock().unwrap().recv_timeout(PATIENCE).expect("the balancer ended before it was ready");
             if let Some((_, addr)) = line.split_once("admin on http://") {
                 balancer.admin = addr.parse().unwrap();
             } else if let Some((name, rest)) =
