@@ -172,16 +172,27 @@ impl Node {
         Ok(())
     }
 
-    /// Plays the node until the work is done.
+    /// Plays the node until the work is done. Both go on at all times: what the work holds in the database, a report may
+    /// have to wait for.
     async fn beside<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut work = std::pin::pin!(work);
+        let mut done = None;
         loop {
-            self.reconcile().await?;
-            tokio::select! {
-                done = &mut work => {
-                    self.reconcile().await?;
-                    return done;
+            {
+                let mut turn = std::pin::pin!(self.reconcile());
+                loop {
+                    tokio::select! {
+                        turned = &mut turn => break turned?,
+                        worked = &mut work, if done.is_none() => done = Some(worked),
+                    }
                 }
+            }
+            if let Some(worked) = done {
+                self.reconcile().await?;
+                return worked;
+            }
+            tokio::select! {
+                worked = &mut work => done = Some(worked),
                 hint = self.link.inbox.next() => {
                     ensure!(hint.is_some(), "the stream was taken over");
                     let (Some(NodeHint::SlotChanged(_) | NodeHint::Everything) | None) = hint;

@@ -363,6 +363,7 @@ impl Workloads<'_> {
             let row = tx.query_one_raw(sql(insert, values)).await.or_store()?;
             let row = row.ok_or_else(|| StoreError::InUse("another instance of it".to_owned()))?;
             let created_at = Row::new(&row, "instances", "id").millis("created_at")?;
+            self.lock_counters(&tx).await?;
             let placed = place::place(&tx, self.org(), workload, release, new).await?;
             self.touched(&tx, workload).await?;
             record(&tx, self.org(), change).await?;
@@ -381,6 +382,8 @@ impl Workloads<'_> {
             if !Row::new(&row, "instances", "id").get::<bool>("waiting")? {
                 return Err(StoreError::Conflict { current: 0 });
             }
+            self.lock(&tx, instance.workload).await?;
+            self.lock_counters(&tx).await?;
             let placed = place::place(&tx, self.org(), instance.workload, instance.release, new).await?;
             if placed.slot.is_some() {
                 self.touched(&tx, instance.workload).await?;
@@ -398,6 +401,12 @@ impl Workloads<'_> {
         );
         let row = tx.query_one_raw(sql(select, [self.org().value(), workload.value()])).await.or_store()?;
         read_workload(&row.ok_or(StoreError::NotFound("workload"))?)
+    }
+
+    /// Before a node's room is reserved: the deploy and the reports take them in this order as well.
+    async fn lock_counters(self, tx: &Tx) -> Result<()> {
+        let lock = "select org_id from org_counters where org_id = $1 for no key update";
+        tx.execute_raw(sql(lock, [self.org().value()])).await.or_store().map(drop)
     }
 
     async fn touched(self, tx: &Tx, workload: WorkloadId) -> Result<()> {
@@ -566,7 +575,7 @@ impl Workloads<'_> {
     pub async fn restart(self, workload: WorkloadId, change: &Change) -> Result<Option<(SlotId, NodeId)>> {
         in_transaction!(self.tenant.begin(), |tx| {
             idempotency::claim(&tx, self.org(), change, Some(workload.uuid())).await?;
-            self.lock(&tx, workload).await?;
+            // The slot before its workload, as everywhere.
             let update = "update slots s set restart = restart + 1, generation = generation + 1
                 from instances i
                 where i.org_id = $1 and i.workload_id = $2 and i.ended_at is null and i.leaving_at is null
@@ -574,6 +583,7 @@ impl Workloads<'_> {
                     and s.org_id = $1 and s.instance_id = i.id and s.desired = 'present' and s.removed_at is null
                 returning s.id, s.node_id";
             let row = tx.query_one_raw(sql(update, [self.org().value(), workload.value()])).await.or_store()?;
+            self.lock(&tx, workload).await?;
             self.touched(&tx, workload).await?;
             record(&tx, self.org(), change).await?;
             match row {

@@ -554,3 +554,53 @@ async fn what_an_image_was_resolved_to_stays_with_its_release() -> Result<()> {
     assert_eq!(digest_after("template", None).await?, None);
     Ok(())
 }
+
+/// Locks are taken in one order by all: a circle would be found out by the database only after a second.
+#[tokio::test]
+async fn nobody_waits_for_another_in_a_circle() -> Result<()> {
+    let db = TestDb::new().await?;
+    let mut tier = db.tier("free").await?;
+    tier.max_per_node = 1000;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 100_000).await?;
+    let tenant = db.store.tenant(&org.scope);
+    let none = Change::default();
+    for round in 0..30 {
+        let made = db.deploy(&org, &Deploy::new(&format!("agent{round}"), &tier)).await?;
+        let (workloads, others) = (tenant.workloads(), tenant.workloads());
+        let (restarted, left) =
+            tokio::join!(workloads.restart(made.workload, &none), others.leave(made.instance, &none));
+        restarted?;
+        assert!(left?.is_some());
+    }
+    // A launch and a deploy of one org, both on the one node.
+    let deploy = Deploy::new("again", &tier);
+    let made = db.deploy(&org, &deploy).await?;
+    let detail = tenant.workloads().get(&WorkloadRef::Id(made.workload)).await?;
+    let mut last = (made.instance, made.placed.slot.expect("cold").0);
+    for round in 0..30 {
+        tenant.workloads().leave(last.0, &none).await?;
+        db.report(&node, last.1, 2, SlotState::Absent).await?;
+        let instance = deploy.instance()?;
+        let (launched, other) = (tenant.workloads(), Deploy::new(&format!("other{round}"), &tier));
+        let event = clawhq_store::NewEvent {
+            id: mint(),
+            workload: Some(made.workload),
+            instance: None,
+            kind: "x".to_owned(),
+            message: "x".to_owned(),
+            data: clawhq_store::Json::Null,
+        };
+        let change = Change { events: vec![event], ..Change::default() };
+        let (generation, release) = (detail.workload.generation, detail.workload.release);
+        let (launched, deployed) = tokio::join!(
+            launched.launch(made.workload, generation, release, &instance, &change),
+            db.deploy(&org, &other)
+        );
+        last = (instance.id, launched?.placed.slot.expect("cold").0);
+        deployed?;
+    }
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(db.number(deadlocks).await?, 0);
+    Ok(())
+}
