@@ -1,11 +1,9 @@
 //! Peers: joining, being sent away, dying, and the protocol of those that exist already.
 
-mod common;
-
+use crate::common::{self, TestHub, hex, source_origin, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clawhq_wire::ws::{self, Event, Opcode, Parser, Role, handshake};
-use common::{TestHub, hex, source_origin, until};
 use proxy_hub::load::echo;
 use proxy_hub::peer::Options;
 use serde_json::{Value, json};
@@ -412,4 +410,40 @@ async fn a_peer_that_cannot_is_passed_over() {
     }
     assert!(hub.server.shared.metrics.failovers.load(Relaxed) > 0);
     keeper.abort();
+}
+
+#[tokio::test]
+async fn a_device_that_has_carried_its_share_of_the_day_gets_no_more() {
+    let peers = "[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"0.1\"\nbytes_per_day = 100000\n";
+    let hub = TestHub::with(peers, "").await;
+    let task = hub.peer(hub.options(0));
+    hub.registered(1).await;
+    let origin = source_origin(60_000).await;
+    let pull = async |hub: &TestHub| {
+        let mut stream = hub.socks("alice", "key", origin).await?;
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.expect("read");
+        drop(stream);
+        hub.quiet().await;
+        Ok::<_, u8>(all.len())
+    };
+    assert_eq!((pull(&hub).await, pull(&hub).await), (Ok(60_000), Ok(60_000)), "over it by what was under way");
+    assert_eq!(pull(&hub).await, Err(3));
+    // Coming back does not help, nor does a restart of the hub.
+    task.abort();
+    hub.registered(0).await;
+    hub.peer(hub.options(0));
+    hub.registered(1).await;
+    assert_eq!(pull(&hub).await, Err(3));
+    let hub = hub.restart().await;
+    hub.peer(hub.options(0));
+    hub.registered(1).await;
+    assert_eq!(pull(&hub).await, Err(3));
+    assert!(hub.server.shared.registry.find("sim-0", 0).is_some_and(|(.., view)| view.spent));
+    // Others carry on, and the next day it does too.
+    hub.peer(hub.options(1));
+    hub.registered(2).await;
+    assert_eq!(pull(&hub).await, Ok(60_000));
+    hub.server.shared.registry.new_day();
+    assert!(hub.server.shared.registry.find("sim-0", 0).is_some_and(|(.., view)| !view.spent));
 }

@@ -19,22 +19,190 @@ pub fn hex(key: &str) -> String {
     hash_key(key).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Whether the long tests are asked for; says so if not.
+/// Whether the long tests are asked for, by nextest's profile or by `NIGHTLY=1`; says so if not.
 pub fn nightly(what: &str) -> bool {
-    let on = std::env::var_os("NIGHTLY").is_some_and(|v| v == "1");
+    let on = std::env::var("NIGHTLY").is_ok_and(|v| v == "1")
+        || std::env::var("NEXTEST_PROFILE").is_ok_and(|v| v == "nightly");
     if !on {
         eprintln!("{what}: the short form runs; set NIGHTLY=1 for the whole");
     }
     on
 }
 
-/// Whether a program is there; says so if not.
-pub fn has(program: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join(program).is_file()));
-    if !found {
-        eprintln!("{program} is not installed: its part of the test is left out");
+/// Whether a test may use a program. A missing one fails the test and names the remedy, unless it is listed in
+/// `PROXY_HUB_TEST_WITHOUT` (commas between).
+pub fn need(program: &str, package: &str) -> bool {
+    let dirs = std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect::<Vec<_>>()).unwrap_or_default();
+    let found = dirs.iter().chain(&["/usr/sbin".into()]).any(|d| d.join(program).is_file());
+    found || left_out(program, &format!("install the package {package} (./dev test does)"))
+}
+
+/// Fails for want of `what`, or says that its test is left out as asked.
+pub fn left_out(what: &str, remedy: &str) -> bool {
+    let asked = std::env::var("PROXY_HUB_TEST_WITHOUT").is_ok_and(|v| v.split(',').any(|w| w.trim() == what));
+    assert!(asked, "{what} is missing: {remedy}, or leave its tests out with PROXY_HUB_TEST_WITHOUT={what}");
+    eprintln!("{what} is missing, and its test is left out because PROXY_HUB_TEST_WITHOUT says so");
+    false
+}
+
+/// A child process that ends with the test.
+pub struct Kill(pub std::process::Child);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    found
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+}
+
+/// A Redis of the test's own.
+pub struct Redis {
+    pub port: u16,
+    server: Option<Kill>,
+    dir: tempfile::TempDir,
+}
+
+impl Redis {
+    pub async fn start() -> Option<Self> {
+        if !need("redis-server", "redis-server") {
+            return None;
+        }
+        let mut redis = Self { port: free_port(), server: None, dir: tempfile::tempdir().expect("dir") };
+        redis.resume().await;
+        Some(redis)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills it: what was in it is lost.
+    pub fn kill(&mut self) {
+        self.server = None;
+    }
+
+    pub async fn resume(&mut self) {
+        let child = std::process::Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+            .arg(self.dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("starts");
+        self.server = Some(Kill(child));
+        up(SocketAddr::from(([127, 0, 0, 1], self.port))).await;
+    }
+}
+
+/// Waits until something listens.
+pub async fn up(addr: SocketAddr) {
+    until(&format!("{addr} listens"), || std::net::TcpStream::connect(addr).is_ok()).await;
+}
+
+/// A PostgreSQL of the test's own, on a Unix socket, ended with the test.
+pub struct Postgres {
+    server: Option<Kill>,
+    bin: std::path::PathBuf,
+    user: Option<(u32, u32)>,
+    dir: tempfile::TempDir,
+}
+
+impl Postgres {
+    pub async fn start() -> Option<Self> {
+        let newest = std::fs::read_dir("/usr/lib/postgresql")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .max();
+        let Some(version) = newest else {
+            left_out("postgresql", "install the package postgresql (./dev test does)");
+            return None;
+        };
+        let bin = std::path::PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"));
+        let dir = tempfile::tempdir().expect("dir");
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("permissions");
+        // PostgreSQL refuses to run as root: then it runs as the user of its package.
+        let root = std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
+        let user = root.then(|| {
+            let users = std::fs::read_to_string("/etc/passwd").expect("users");
+            let line = users.lines().find(|l| l.starts_with("postgres:")).expect("a user postgres");
+            let mut fields = line.split(':').skip(2).map(|f| f.parse::<u32>().expect("a number"));
+            (fields.next().expect("uid"), fields.next().expect("gid"))
+        });
+        let mut postgres = Self { server: None, bin, user, dir };
+        let data = postgres.dir.path().join("data");
+        std::fs::create_dir(&data).expect("data");
+        if let Some((uid, gid)) = user {
+            for path in [data.as_path(), postgres.dir.path()] {
+                std::os::unix::fs::chown(path, Some(uid), Some(gid)).expect("owner");
+            }
+        }
+        let made = postgres
+            .command("initdb")
+            .args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username=hub", "-D"])
+            .arg(&data)
+            .output()
+            .expect("starts");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        postgres.resume().await;
+        Some(postgres)
+    }
+
+    fn command(&self, program: &str) -> std::process::Command {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = std::process::Command::new(self.bin.join(program));
+        command.current_dir("/").stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    pub fn url(&self) -> String {
+        let host = self.dir.path().display().to_string().replace('/', "%2F");
+        format!("postgres://hub@localhost/postgres?host={host}")
+    }
+
+    /// Stops it as a crash would, with its data kept.
+    pub fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            let pid = nix::unistd::Pid::from_raw(server.0.id() as i32);
+            // Its children end with it only if it is asked; SIGQUIT is the immediate shutdown.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
+            let mut server = server;
+            let _ = server.0.wait();
+        }
+    }
+
+    pub async fn resume(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join("log")).expect("log");
+        let child = self
+            .command("postgres")
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c"])
+            .arg(format!("unix_socket_directories={}", self.dir.path().display()))
+            .arg("-D")
+            .arg(self.dir.path().join("data"))
+            .stderr(log)
+            .spawn()
+            .expect("starts");
+        self.server = Some(Kill(child));
+        let began = Instant::now();
+        while !self.command("pg_isready").arg("-h").arg(self.dir.path()).status().is_ok_and(|s| s.success()) {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            assert!(began.elapsed() < Duration::from_secs(30), "PostgreSQL does not come up: {log}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 /// Waits until `done` is true; fails after 20 s.
@@ -47,10 +215,11 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 pub struct TestHub {
+    text: String,
     pub server: Server,
     pub dir: tempfile::TempDir,
     pub fleet: Fleet,
-    stop: watch::Sender<bool>,
+    stop: Stop,
 }
 
 pub fn config(dir: &std::path::Path, extra: &str, customers: &str) -> String {
@@ -86,7 +255,16 @@ impl TestHub {
         let dir = tempfile::tempdir().expect("dir");
         let text = config(dir.path(), extra, customers);
         let server = Server::start(Config::parse(&text, "test").expect("valid")).await.expect("starts");
-        Self { server, dir, fleet: Fleet::default(), stop: watch::channel(false).0 }
+        Self { text, server, dir, fleet: Fleet::default(), stop: Stop(watch::channel(false).0) }
+    }
+
+    /// Ends its peers, drains the hub and starts it anew on the same data, at other ports.
+    pub async fn restart(self) -> Self {
+        let Self { text, server, dir, stop, .. } = self;
+        drop(stop);
+        server.drain(Duration::from_secs(1)).await.expect("drained");
+        let server = Server::start(Config::parse(&text, "test").expect("valid")).await.expect("starts");
+        Self { text, server, dir, fleet: Fleet::default(), stop: Stop(watch::channel(false).0) }
     }
 
     pub fn options(&self, n: usize) -> Options {
@@ -107,7 +285,7 @@ impl TestHub {
     }
 
     pub fn peer(&self, options: Options) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(peer::run(options, self.fleet.clone(), self.stop.subscribe()))
+        tokio::spawn(peer::run(options, self.fleet.clone(), self.stop.0.subscribe()))
     }
 
     pub async fn registered(&self, count: usize) {
@@ -129,9 +307,12 @@ impl TestHub {
     }
 }
 
-impl Drop for TestHub {
+/// Tells peers to end.
+struct Stop(watch::Sender<bool>);
+
+impl Drop for Stop {
     fn drop(&mut self) {
-        let _ = self.stop.send(true);
+        let _ = self.0.send(true);
     }
 }
 
@@ -180,6 +361,9 @@ pub async fn http_origin() -> SocketAddr {
                     )
                     .await;
                 let _ = stream.shutdown().await;
+                // What the client still sends is read: a close on top of it would reset the connection and take the answer
+                // along.
+                while stream.read(&mut buf).await.is_ok_and(|n| n > 0) {}
             });
         }
     });

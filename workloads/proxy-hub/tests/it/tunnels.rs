@@ -1,8 +1,6 @@
 //! Tunnels through a whole hub: bytes, ends, bills.
 
-mod common;
-
-use common::{TestHub, fill, hex, http_origin, nightly, source_origin, until};
+use crate::common::{TestHub, fill, hex, http_origin, nightly, source_origin, until};
 use proxy_hub::load::echo;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -247,9 +245,9 @@ async fn limits_of_an_account_hold() {
     let mut stream = hub.socks("small", "key", big).await.expect("open");
     let mut all = Vec::new();
     stream.read_to_end(&mut all).await.expect("cut off in order");
-    assert!((1_000_000..1_000_000 + (512 << 10)).contains(&all.len()), "{} bytes over a quota of 1 MB", all.len());
+    assert_eq!(all.len(), 1_000_000, "to the byte");
     drop(stream);
-    until("billed what arrived", || hub.billed("small").1 == all.len() as u64).await;
+    until("billed what arrived", || hub.billed("small").1 == 1_000_000).await;
     assert_eq!(hub.socks("small", "key", origin).await.err(), Some(2), "quota used up");
 
     let some = source_origin(2_500_000).await;
@@ -260,6 +258,65 @@ async fn limits_of_an_account_hold() {
     let took = began.elapsed();
     assert_eq!(all.len(), 2_500_000);
     assert!(took > Duration::from_millis(1000) && took < Duration::from_secs(6), "2.5 MB at 1 MB/s took {took:?}");
+}
+
+/// Many tunnels on all shards, both ways at once, by two sub-users: together they move what the quota allows, exactly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_shared_by_many_tunnels_ends_at_its_last_byte() {
+    const QUOTA: u64 = 3_000_001;
+    let customers = format!(
+        "[[customer]]\nname = \"c\"\nlimits = {{ quota_bytes = {QUOTA} }}\n\
+         [[customer.user]]\nname = \"a\"\nkey_sha256 = [\"{k}\"]\n[[customer.user]]\nname = \"b\"\nkey_sha256 = [\"{k}\"]\n",
+        k = hex("key")
+    );
+    let hub = Arc::new(TestHub::with("", &customers).await);
+    hub.peers(8).await;
+    let (back_and_forth, source) = (echo().await.expect("origin"), source_origin(1 << 20).await);
+    let tasks: Vec<_> = (0..16)
+        .map(|i| {
+            let hub = hub.clone();
+            tokio::spawn(async move {
+                let user = if i % 2 == 0 { "c.a" } else { "c.b" };
+                let origin = if i % 4 < 2 { back_and_forth } else { source };
+                let Ok(stream) = hub.socks(user, "key", origin).await else { return 0 };
+                let (mut read, mut write) = stream.into_split();
+                let writer = tokio::spawn(async move {
+                    for _ in 0..64 {
+                        if write.write_all(&[7; 16 * 1024]).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+                let mut got = 0;
+                let mut buf = vec![0; 32 * 1024];
+                while let Ok(n @ 1..) = read.read(&mut buf).await {
+                    got += n as u64;
+                }
+                writer.abort();
+                got
+            })
+        })
+        .collect();
+    let mut got = 0;
+    for task in tasks {
+        got += task.await.expect("tunnel");
+    }
+    hub.quiet().await;
+    until("all is counted", || hub.server.shared.metrics.customers_connected.load(Relaxed) == 0).await;
+    let ((up_a, down_a), (up_b, down_b), (up, down)) = (hub.billed("c.a"), hub.billed("c.b"), hub.billed("c"));
+    assert_eq!((up_a + up_b, down_a + down_b), (up, down), "the customer pays what its users moved");
+    // What was claimed for a customer that left before it was sent is given back, so the last bytes may stay unused; what
+    // arrived is billed.
+    assert!(up + down <= QUOTA && down == got, "{up} up, {down} down, {got} arrived");
+    assert!(up + down > QUOTA - (1 << 16), "{}", up + down);
+    let left = QUOTA - up - down;
+    if left > 0 {
+        let mut stream = hub.socks("c.a", "key", source).await.expect("some is left");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.expect("read");
+        assert_eq!(rest.len() as u64, left);
+    }
+    assert_eq!(hub.socks("c.b", "key", source).await.err(), Some(2), "used up");
 }
 
 #[tokio::test]
