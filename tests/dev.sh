@@ -235,18 +235,20 @@ cmd_openapi() {
 
 cmd_bench() {
   local name=${1:-} found=0 program
-  (( $# <= 1 )) || die "./dev bench takes one name."
+  (( $# )) && shift
   need_rust
   need_root
+  install_missing build bench
   for program in bench/*/run workloads/*/bench/run; do
     [[ -x $program ]] || continue
     local this=${program%/run}
     this=${this%/bench}
     this=${this##*/}
-    [[ -z $name || $name = "$this" ]] || continue
+    # `hub` is enough for proxy-hub.
+    [[ -z $name || $this = "$name" || $this = *-"$name" ]] || continue
     found=1
     printf '\n%s▸ %s%s\n' "$B" "$this" "$N"
-    "$program"
+    "$program" "$@"
   done
   (( found )) || die "There is no benchmark ${name:-yet}."
 }
