@@ -637,8 +637,9 @@ impl Registry {
         let named: Vec<(u64, Country, String, u32)> = {
             let inner = self.inner.read();
             let members = |list: &u32| inner.lists.lists[*list as usize].first();
-            let first = inner.lists.by_key.iter().filter_map(|(key, list)| Some((key >> 60, *members(list)?)));
-            first
+            // Pairs of city and network are many, and told by their halves.
+            let told = inner.lists.by_key.iter().filter(|(key, _)| *key >> 60 != 7);
+            told.filter_map(|(key, list)| Some((key >> 60, *members(list)?)))
                 .map(|(kind, index)| {
                     let record = &inner.records[index as usize];
                     let text = match kind {

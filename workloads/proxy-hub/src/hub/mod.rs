@@ -73,6 +73,9 @@ const EARLY_MOST: usize = 64 * 1024;
 const LEGACY_BACKLOG: usize = 256 * 1024;
 /// A legacy tunnel whose customer has ended its direction is given up after this without a byte.
 const LEGACY_HALF_CLOSED: Duration = Duration::from_secs(5);
+/// No more data is given to a peer that has this much waiting: half of what may be queued is kept for the words about
+/// streams, which must not be lost.
+const DATA_BACKLOG: usize = 512 * 1024;
 /// A datagram is dropped when its peer has this much waiting.
 const DATAGRAM_BACKLOG: usize = 256 * 1024;
 /// How long an ended customer may take to read what is left for it.

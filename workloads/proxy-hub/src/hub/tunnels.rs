@@ -40,6 +40,11 @@ impl Hub {
             if n == 0 {
                 break;
             }
+            if io.queued(peer.token) > DATA_BACKLOG {
+                c.waiting = true;
+                peer.waiting.push(slot);
+                break;
+            }
             // What the quota leaves; the tunnel ends at its last byte.
             let n = c.account.as_ref().map_or(n, |a| a.claim(Way::Up, n as u64) as usize);
             if n == 0 {

@@ -252,7 +252,7 @@ async fn hostile_peers_with_tunnels() {
     let extra = "[customers]\nlisten = \"127.0.0.1:0\"\nopen_seconds = 1\nidle_seconds = 5\n";
     let hub = TestHub::with(extra, "").await;
     let (peers, customers) = (hub.server.peers, hub.server.customers);
-    each(seeds("hostile peers with tunnels", 120, 5_000), 1, |mut rng| async move {
+    each(seeds("hostile peers with tunnels", 60, 1_500), 1, |mut rng| async move {
         let mut stream = TcpStream::connect(peers).await.expect("connect");
         let compact = rng.random_range(0..3) > 0;
         let protocols: &[&str] = if compact { &[link::COMPACT] } else { &[] };

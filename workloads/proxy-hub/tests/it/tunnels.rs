@@ -1,6 +1,6 @@
 //! Tunnels through a whole hub: bytes, ends, bills.
 
-use crate::common::{TestHub, fill, hex, http_origin, nightly, source_origin, until};
+use crate::common::{TestHub, fill, hex, http_origin, left_out, nightly, source_origin, until};
 use proxy_hub::load::echo;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -48,7 +48,16 @@ async fn many_customers_with_many_tunnels_get_their_own_bytes_and_their_own_bill
                 );
                 wrote.expect("written");
                 got.expect("read");
-                assert!(back == sent, "customer {c}, tunnel {t}: {} of {size} bytes came back", back.len());
+                if back != sent {
+                    let m = &hub.server.shared.metrics;
+                    panic!(
+                        "customer {c}, tunnel {t}: {} of {size} bytes came back; {} peers lost, {} protocol errors, {} descriptors",
+                        back.len(),
+                        hub.fleet.counts.lost.load(Relaxed),
+                        m.protocol_errors.load(Relaxed),
+                        std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+                    );
+                }
                 (c, size as u64)
             })
         })
@@ -394,8 +403,17 @@ async fn udp_goes_through_the_peer_and_back() {
         got.reverse();
         assert_eq!(got, payload);
     }
+    // By name: resolved and judged by the hub, answered from the address.
+    let mut packet = [&[0, 0, 0, 3, 9][..], b"localhost", &to.port().to_be_bytes(), b"named"].concat();
+    socket.send_to(&packet, relay).await.expect("send");
+    let mut back = [0; 64];
+    let n = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut back)).await.expect("in time").expect("recv");
+    assert_eq!(
+        back[..n].split_at(10),
+        (&[&[0, 0, 0, 1, 127, 0, 0, 1][..], &to.port().to_be_bytes()].concat()[..], &b"deman"[..])
+    );
     // Another socket's datagrams are not the customer's; neither are fragments or private destinations.
-    let mut packet = vec![0, 0, 0];
+    packet = vec![0, 0, 0];
     proxy_hub::socks::put_address(&mut packet, to);
     packet.extend(b"forged");
     stranger.send_to(&packet, relay).await.expect("send");
@@ -409,9 +427,35 @@ async fn udp_goes_through_the_peer_and_back() {
     socket.send_to(&packet, relay).await.expect("send");
     let mut back = [0; 64];
     tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut back)).await.expect("in time").expect("recv");
-    assert_eq!(hub.billed("alice"), (1205 + 6, 1205 + 6));
+    assert_eq!(hub.billed("alice"), (1205 + 5 + 6, 1205 + 5 + 6));
     drop(control);
     hub.quiet().await;
+}
+
+#[tokio::test]
+async fn ipv6_destinations_are_reached_and_judged() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        left_out("ipv6", "this machine has no [::1]; give its loopback device that address");
+        return;
+    };
+    let origin = listener.local_addr().expect("addr");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"six").await;
+        }
+    });
+    let hub = TestHub::with("[policy]\nallow = [\"::1/128\"]\n", "").await;
+    let policy = proxy_hub::dest::Policy { allow: vec!["::1/128".parse().expect("net")], ..Default::default() };
+    hub.peer(proxy_hub::peer::Options { policy: Arc::new(policy), ..hub.options(0) });
+    hub.registered(1).await;
+    let mut stream = hub.socks("alice", "key", origin).await.expect("open");
+    let mut all = String::new();
+    stream.read_to_string(&mut all).await.expect("read");
+    assert_eq!(all, "six");
+    for inside in ["[fe80::1]:80", "[fd00::1]:80", "[::ffff:127.0.0.1]:80", "[64:ff9b::a00:1]:80"] {
+        let reply = hub.socks("alice", "key", inside.parse().expect("addr")).await.err();
+        assert_eq!(reply, Some(2), "{inside}");
+    }
 }
 
 #[tokio::test]

@@ -404,8 +404,12 @@ pub fn fill(chunk: &mut [u8], at: u64) {
 }
 
 pub async fn run(program: &str, args: &[&str]) -> (Option<i32>, String, String) {
+    run_within(Duration::from_secs(30), program, args).await
+}
+
+pub async fn run_within(limit: Duration, program: &str, args: &[&str]) -> (Option<i32>, String, String) {
     let out = tokio::time::timeout(
-        Duration::from_secs(30),
+        limit,
         tokio::process::Command::new(program)
             .args(args)
             .env_remove("http_proxy")
