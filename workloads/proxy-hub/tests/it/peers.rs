@@ -170,7 +170,7 @@ async fn an_existing_peer_is_served_in_its_own_protocol() {
         assert_eq!(client.await.expect("client"), b"answer");
         hub.quiet().await;
     }
-    assert_eq!(hub.billed("alice"), (100_000, 12));
+    until("billed", || hub.billed("alice") == (100_000, 12)).await;
 
     // It says it cannot: the customer is told why.
     let customers = hub.server.customers;
