@@ -1,7 +1,7 @@
 //! Customers and their sub-users: who may come in, and how much of what.
 
 use crate::dest::Net;
-use crate::tally::{Counter, Tally};
+use crate::tally::{Counter, Tally, Way};
 use crate::target::{self, Target, TargetError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,8 @@ pub struct Live {
     period_base: AtomicU64,
     /// Bytes other hubs moved in this period.
     elsewhere: AtomicU64,
+    /// Held while a claim under a quota is made or settled.
+    quota: Mutex<()>,
     bytes: Mutex<Bucket>,
     requests: Mutex<Bucket>,
 }
@@ -229,12 +231,38 @@ impl Account {
         std::iter::once(self).chain(self.parent.as_deref())
     }
 
-    pub fn count_up(&self, bytes: u64) {
-        self.chain().for_each(|a| a.counter.up(bytes));
+    /// Claims as many of `bytes` as the quotas of the account and its customer leave. What is moved is then counted, what
+    /// is not is given back with [`Account::unclaim`]: so tunnels on all shards together end at the quota to the byte.
+    #[must_use]
+    pub fn claim(&self, way: Way, bytes: u64) -> u64 {
+        let mut granted = bytes;
+        for (depth, account) in self.chain().enumerate() {
+            let Some(quota) = account.spec.limits.quota_bytes else {
+                account.counter.sets_out(way, granted);
+                continue;
+            };
+            let guard = account.live.quota.lock();
+            let less = granted - granted.min(quota.saturating_sub(account.used() + account.counter.pending()));
+            granted -= less;
+            account.counter.sets_out(way, granted);
+            drop(guard);
+            self.chain().take(depth).for_each(|below| below.counter.stays(way, less));
+        }
+        granted
     }
 
-    pub fn count_down(&self, bytes: u64) {
-        self.chain().for_each(|a| a.counter.down(bytes));
+    /// Gives back what was claimed and did not move.
+    pub fn unclaim(&self, way: Way, bytes: u64) {
+        self.chain().for_each(|a| a.counter.stays(way, bytes));
+    }
+
+    /// Counts bytes that were claimed.
+    pub fn count(&self, way: Way, bytes: u64) {
+        for account in self.chain() {
+            // Whoever claims at the same time must not see them twice.
+            let _guard = account.spec.limits.quota_bytes.map(|_| account.live.quota.lock());
+            account.counter.moved(way, bytes);
+        }
     }
 
     /// Takes `bytes` from the rate limit; how long to wait before the next, if over it.
@@ -323,6 +351,7 @@ impl Accounts {
                 tunnels: AtomicU32::new(0),
                 period_base: AtomicU64::new(0),
                 elsewhere: AtomicU64::new(0),
+                quota: Mutex::new(()),
                 bytes: bucket(),
                 requests: bucket(),
             })
@@ -469,8 +498,10 @@ mod tests {
         assert_eq!(accounts.get("alice").expect("parent").tunnels(), 2);
         drop((first, second));
         assert_eq!(accounts.get("alice").expect("parent").tunnels(), 0);
-        bob.count_up(60);
-        eve.count_down(40);
+        for (who, way, bytes) in [(&bob, Way::Up, 60), (&eve, Way::Down, 40)] {
+            assert_eq!(who.claim(way, bytes), bytes);
+            who.count(way, bytes);
+        }
         assert_eq!((bob.used(), eve.used(), accounts.get("alice").expect("p").used()), (60, 40, 100));
         assert_eq!(eve.admit().err(), Some(Denial::Quota));
         assert!(accounts.remove("alice") && accounts.get("alice.bob").is_none());
@@ -510,9 +541,46 @@ mod tests {
         assert_eq!((account.tunnels(), account.admit().err()), (3, Some(Denial::Concurrency)));
         drop(open);
         assert_eq!(account.tunnels(), 0);
-        account.count_up(40);
+        account.counter.count(Way::Up, 40);
         account.set_period(10, 5);
         assert_eq!(account.used(), 15);
+    }
+
+    #[test]
+    fn claims_on_many_threads_end_at_the_quota_to_the_byte() {
+        let mut alice = spec("alice", "1");
+        alice.limits.quota_bytes = Some(1_000_003);
+        alice.users = vec![spec("a", "2"), spec("b", "3")];
+        alice.users[1].limits.quota_bytes = Some(300_001);
+        let (_dir, accounts) = accounts(&[alice]);
+        let moved = AtomicU64::new(0);
+        // First its own quota ends the one user, then the customer's ends both.
+        for users in [["alice.b"; 4], ["alice.a", "alice.b", "alice.a", "alice.a"]] {
+            std::thread::scope(|scope| {
+                for (t, user) in users.into_iter().enumerate() {
+                    let account = accounts.get(user).expect("account");
+                    let moved = &moved;
+                    scope.spawn(move || {
+                        for i in 0.. {
+                            let way = if i % 3 == 0 { Way::Up } else { Way::Down };
+                            let got = account.claim(way, 1 + (i * 37 + t as u64) % 900);
+                            // Some of it does not arrive.
+                            let lost = if i % 5 == 0 { got / 2 } else { 0 };
+                            account.unclaim(way, lost);
+                            account.count(way, got - lost);
+                            moved.fetch_add(got - lost, Relaxed);
+                            if got == 0 && account.over_quota() {
+                                break;
+                            }
+                        }
+                    });
+                }
+            });
+        }
+        let used = |name: &str| accounts.get(name).expect("account").used();
+        assert_eq!((used("alice"), moved.load(Relaxed)), (1_000_003, 1_000_003));
+        assert_eq!((used("alice.a"), used("alice.b")), (700_002, 300_001));
+        assert!(accounts.all().iter().all(|a| a.counter.pending() == 0));
     }
 
     #[test]

@@ -176,7 +176,7 @@ async fn stats(State(app): State<App>) -> Json<Stats> {
             .into_iter()
             .map(|(c, peers)| CountryCount { country: c.to_string(), peers })
             .collect(),
-        other_hubs: s.others.read().get("*").into_iter().flatten().map(|h| h.name.clone()).collect(),
+        other_hubs: s.others.read().iter().map(|h| h.name.to_string()).collect(),
     })
 }
 
@@ -315,7 +315,7 @@ async fn put_customer(State(app): State<App>, Path(name): Path<String>, Json(spe
     if let Err(why) = spec.check(false) {
         return problem(StatusCode::BAD_REQUEST, why);
     }
-    if app.shared.config.customer.iter().any(|c| c.name == name) {
+    if app.shared.listed.read().contains(&name) {
         return problem(StatusCode::CONFLICT, "this customer is in the configuration file; change it there");
     }
     let body = serde_json::to_string(&spec).unwrap_or_default();
@@ -337,7 +337,7 @@ async fn put_customer(State(app): State<App>, Path(name): Path<String>, Json(spe
 /// Removes a customer. What it has used stays in the ledger.
 #[utoipa::path(delete, path = "/v1/customers/{name}", params(("name" = String, Path)), responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn delete_customer(State(app): State<App>, Path(name): Path<String>) -> Response {
-    if app.shared.config.customer.iter().any(|c| c.name == name) {
+    if app.shared.listed.read().contains(&name) {
         return problem(StatusCode::CONFLICT, "this customer is in the configuration file; change it there");
     }
     if app.shared.accounts.get(&name).is_none_or(|a| a.parent.is_some()) {

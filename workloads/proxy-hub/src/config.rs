@@ -50,6 +50,8 @@ pub struct PeersConfig {
     pub heartbeat_seconds: u32,
     /// Most tunnels through one peer.
     pub max_tunnels: u16,
+    /// Bytes that a device may carry in a day (UTC), both ways, before it gets no new tunnels; 0 for any.
+    pub bytes_per_day: u64,
     /// Registrations a second above which peers are told to come back later.
     pub registrations_per_second: u32,
     /// Whether peers of the older protocol, which cannot say so, count as having their owner's consent.
@@ -69,6 +71,7 @@ impl Default for PeersConfig {
             min_version: "1.0.62".into(),
             heartbeat_seconds: 12,
             max_tunnels: 32,
+            bytes_per_day: 0,
             registrations_per_second: 1000,
             legacy_consent: true,
             legacy_resolved: true,

@@ -229,6 +229,32 @@ impl Ledger {
         }
     }
 
+    /// Bytes of all peers on the day of `now`.
+    pub async fn peers_of_day(&self, now: i64) -> Result<Vec<(String, u64)>, LedgerError> {
+        let day = now.div_euclid(DAY) * DAY;
+        match self {
+            Self::Embedded(db) => {
+                let tx = db.begin_read()?;
+                let table = tx.open_table(PEERS)?;
+                let mut out = Vec::new();
+                for row in table.iter()? {
+                    let (key, value) = row?;
+                    if key.value().1 == day {
+                        out.push((key.value().0.to_owned(), value.value()));
+                    }
+                }
+                Ok(out)
+            }
+            Self::Postgres { pool, .. } => {
+                let rows = sqlx::query("SELECT device, bytes FROM hub_peer_usage WHERE day = $1")
+                    .bind(day)
+                    .fetch_all(pool)
+                    .await?;
+                rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)? as u64))).collect()
+            }
+        }
+    }
+
     /// Customers made over the API, as JSON by name.
     pub async fn customers(&self) -> Result<Vec<(String, String)>, LedgerError> {
         match self {
@@ -326,6 +352,7 @@ pub fn month_start(now: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tally::Way;
     use proptest::prelude::*;
 
     async fn sum(ledger: &Ledger, account: &str) -> Totals {
@@ -352,12 +379,12 @@ mod tests {
         let ledger = Ledger::embedded(&dir.path().join("ledger")).expect("open");
         let tally = Tally::open(&dir.path().join("tally")).expect("open");
         let alice = tally.counter("alice").expect("counter");
-        alice.up(100);
-        alice.down(1000);
+        alice.count(Way::Up, 100);
+        alice.count(Way::Down, 1000);
         for _ in 0..3 {
             ledger.fold(&tally.all(), &HashMap::new(), 7200).await.expect("fold");
         }
-        alice.down(5);
+        alice.count(Way::Down, 5);
         ledger.fold(&tally.all(), &HashMap::from([("dev".to_owned(), 9)]), 10_900).await.expect("fold");
         let windows = ledger.usage("alice", 0, 100_000).await.expect("usage");
         assert_eq!(
@@ -365,10 +392,12 @@ mod tests {
             [(7200, 100, 1000), (10_800, 0, 5)]
         );
         assert_eq!(ledger.peer_usage("dev").await.expect("usage"), [(0, 9)]);
+        assert_eq!(ledger.peers_of_day(86_399).await.expect("day"), [("dev".to_owned(), 9)]);
+        assert_eq!(ledger.peers_of_day(86_400).await.expect("day"), []);
         // A new, empty tally file beside the old ledger.
         let fresh = Tally::open(&dir.path().join("tally2")).expect("open");
         ledger.recover(&fresh, 10_900).await.expect("recover");
-        fresh.counter("alice").expect("counter").up(1);
+        fresh.counter("alice").expect("counter").count(Way::Up, 1);
         ledger.fold(&fresh.all(), &HashMap::new(), 10_900).await.expect("fold");
         assert_eq!(sum(&ledger, "alice").await, Totals { up: 101, down: 1005, requests: 0 });
     }
@@ -398,7 +427,7 @@ mod tests {
                 let mut tally = Tally::open(&dir.path().join("tally")).expect("open");
                 let mut want = [0u64; 3];
                 for (i, (who, bytes, fold, restart)) in steps.into_iter().enumerate() {
-                    tally.counter(&format!("c{who}")).expect("counter").down(bytes);
+                    tally.counter(&format!("c{who}")).expect("counter").count(Way::Down, bytes);
                     want[who] += bytes;
                     if fold {
                         ledger.fold(&tally.all(), &HashMap::new(), i as i64 * 1800).await.expect("fold");

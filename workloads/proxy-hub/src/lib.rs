@@ -15,6 +15,7 @@ mod mapped;
 pub mod metrics;
 pub mod names;
 pub mod peer;
+pub mod places;
 pub mod registry;
 pub mod relay;
 pub mod server;

@@ -77,10 +77,18 @@ pub async fn peers(
 
 /// An origin that sends back what it gets.
 pub async fn echo() -> std::io::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    // A thousand exits may connect in the same moment; with a short queue the kernel answers by cookies and resets some.
+    let listener = socket.listen(4096)?;
     let addr = listener.local_addr()?;
     tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
+        loop {
+            let Ok((mut stream, _)) = listener.accept().await else {
+                // Out of descriptors for a moment: those that wait are served when some are free.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
             tokio::spawn(async move {
                 let (mut read, mut write) = stream.split();
                 let _ = tokio::io::copy(&mut read, &mut write).await;

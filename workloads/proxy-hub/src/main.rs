@@ -167,8 +167,10 @@ fn reload(server: &Server, path: &std::path::Path) {
             tracing::error!(error, customer = spec.name, "not taken over");
         }
     }
-    for gone in shared.config.customer.iter().filter(|old| config.customer.iter().all(|new| new.name != old.name)) {
-        shared.accounts.remove(&gone.name);
+    let names: Vec<String> = config.customer.iter().map(|c| c.name.clone()).collect();
+    let before = std::mem::replace(&mut *shared.listed.write(), names.clone());
+    for gone in before.iter().filter(|name| !names.contains(name)) {
+        shared.accounts.remove(gone);
     }
     *shared.policy.write() = Arc::new(config.policy());
     *shared.geo.write() = Arc::new(geo);

@@ -4,6 +4,7 @@
 //! country+ASN, city+ASN); one that may not (full, draining, without consent) stands in none. So a choice is one
 //! look-up, two random picks and a comparison, whatever the number of peers, and allocates nothing.
 
+use crate::places::{self, Place, Places};
 use crate::target::{Country, Target};
 use clawhq_wire::intern::{Interner, Symbol};
 use parking_lot::{Mutex, RwLock};
@@ -102,6 +103,8 @@ struct Record {
     compact: bool,
     udp: bool,
     draining: bool,
+    /// Its device has carried its share of the day.
+    spent: bool,
     cap: u16,
     active: AtomicU16,
     /// Share of opens that worked, 0 to 255, moving average.
@@ -151,6 +154,9 @@ struct Session {
 pub struct Registry {
     inner: RwLock<Inner>,
     sessions: Mutex<HashMap<(u64, u64), Session>>,
+    /// Bytes a device may carry in a day, 0 for any, and what each has carried today.
+    day_most: u64,
+    carried: Mutex<HashMap<u64, u64>>,
     keyed: [RandomState; 2],
 }
 
@@ -231,6 +237,7 @@ impl Inner {
         let may = record.live
             && record.consent
             && !record.draining
+            && !record.spent
             && record.active.load(Ordering::Relaxed) < record.cap
             && !record.listed;
         if !may {
@@ -340,6 +347,8 @@ pub struct PeerView {
     /// 0 to 1: share of tunnel opens that worked, moving average.
     pub score: f32,
     pub draining: bool,
+    /// Its device has carried its share of the day and gets no new tunnels until the next (UTC).
+    pub spent: bool,
     pub consent: bool,
     /// Bytes both ways since this registration.
     pub bytes: u64,
@@ -349,6 +358,12 @@ pub struct PeerView {
 
 impl Registry {
     pub fn new() -> Self {
+        Self::limited(0)
+    }
+
+    /// With a limit of bytes that a device may carry in a day (0: none). One that has reached it gets no new tunnels until
+    /// [`Registry::new_day`].
+    pub fn limited(day_most: u64) -> Self {
         let inner = Inner {
             records: Vec::new(),
             free: Vec::new(),
@@ -362,7 +377,40 @@ impl Registry {
             inner: RwLock::new(inner),
             // Reserved whole: pages never touched cost nothing, and a choice never has to grow the table.
             sessions: Mutex::new(HashMap::with_capacity(SESSIONS_MOST)),
+            day_most,
+            carried: Mutex::default(),
             keyed: [RandomState::new(), RandomState::new()],
+        }
+    }
+
+    fn is_spent(&self, device: u64) -> bool {
+        self.day_most > 0 && self.carried.lock().get(&device).is_some_and(|n| *n >= self.day_most)
+    }
+
+    /// Adds to what a device has carried today. `true` if it reaches its limit by this.
+    fn carry(&self, device: u64, bytes: u64) -> bool {
+        if self.day_most == 0 || bytes == 0 {
+            return false;
+        }
+        let mut carried = self.carried.lock();
+        let sum = carried.entry(device).or_default();
+        let before = std::mem::replace(sum, sum.saturating_add(bytes));
+        before < self.day_most && *sum >= self.day_most
+    }
+
+    /// What a device carried today before this hub started. Call before peers register.
+    pub fn carried_before(&self, device: &str, bytes: u64) {
+        self.carry(self.keyed[0].hash_one(device), bytes);
+    }
+
+    /// All devices start anew.
+    pub fn new_day(&self) {
+        let mut inner = self.inner.write();
+        self.carried.lock().clear();
+        for index in 0..inner.records.len() {
+            if std::mem::replace(&mut inner.records[index].spent, false) {
+                inner.list(index as u32);
+            }
         }
     }
 
@@ -392,6 +440,7 @@ impl Registry {
             compact: new.compact,
             udp: new.udp,
             draining: false,
+            spent: self.is_spent(device),
             cap: new.cap,
             active: AtomicU16::new(0),
             score: AtomicU8::new(FRESH_SCORE),
@@ -466,16 +515,21 @@ impl Registry {
 
     /// A tunnel ended after moving `bytes` both ways.
     pub fn tunnel_ends(&self, id: PeerId, bytes: u64) {
-        let relist = {
+        let (relist, spent) = {
             let inner = self.inner.read();
             let Some(record) = inner.get(id) else { return };
             record.bytes.fetch_add(bytes, Ordering::Relaxed);
             let before = record.active.fetch_sub(1, Ordering::Relaxed);
-            before == record.cap
+            let spent = self.day_most > 0 && self.carry(self.keyed[0].hash_one(&*record.device), bytes);
+            (before == record.cap, spent)
         };
-        if relist {
+        if relist || spent {
             let mut inner = self.inner.write();
             if inner.get(id).is_some() {
+                if spent {
+                    inner.records[id.index()].spent = true;
+                    inner.unlist(id.index);
+                }
                 inner.list(id.index);
             }
         }
@@ -522,7 +576,10 @@ impl Registry {
             if let Some(index) = there {
                 let record = &inner.records[index as usize];
                 let id = PeerId { index, generation: record.generation };
-                let room = record.active.load(Ordering::Relaxed) < record.cap && !record.draining && record.consent;
+                let room = record.active.load(Ordering::Relaxed) < record.cap
+                    && !record.draining
+                    && !record.spent
+                    && record.consent;
                 if wanted.fits(record) && room && (!needs.udp || record.udp) && !needs.exclude.contains(&id) {
                     if id != held.peer
                         && let Some(session) = self.sessions.lock().get_mut(&name)
@@ -574,14 +631,62 @@ impl Registry {
         all
     }
 
-    /// Countries of peers that may be chosen now, for the directory of hubs.
-    pub fn available_by_country(&self) -> Vec<(Country, u32)> {
-        let inner = self.inner.read();
-        let count = |c: &Country| {
-            let list = inner.lists.by_key.get(&key(1, country_bits(*c), 0));
-            list.map_or(0, |l| inner.lists.lists[*l as usize].len() as u32)
+    /// Where the peers are that may be chosen now, for the directory of hubs.
+    pub fn places(&self) -> Places {
+        // Hashed without the lock: there may be tens of thousands.
+        let named: Vec<(u64, Country, String, u32)> = {
+            let inner = self.inner.read();
+            let members = |list: &u32| inner.lists.lists[*list as usize].first();
+            // Pairs of city and network are many, and told by their halves.
+            let told = inner.lists.by_key.iter().filter(|(key, _)| *key >> 60 != 7);
+            told.filter_map(|(key, list)| Some((key >> 60, *members(list)?)))
+                .map(|(kind, index)| {
+                    let record = &inner.records[index as usize];
+                    let text = match kind {
+                        2 => inner.texts.text(record.state).to_owned(),
+                        3 | 4 => inner.texts.text(record.city).to_owned(),
+                        _ => String::new(),
+                    };
+                    (kind, record.country, text, record.asn)
+                })
+                .collect()
         };
-        inner.by_country.keys().map(|c| (*c, count(c))).filter(|(_, n)| *n > 0).collect()
+        let hashes = named.iter().filter_map(|(kind, country, text, asn)| {
+            Some(match kind {
+                0 => places::hash(None, Place::Country),
+                1 => places::hash(Some(*country), Place::Country),
+                2 => places::hash(Some(*country), Place::State(text)),
+                3 => places::hash(Some(*country), Place::City(text)),
+                4 => places::hash(None, Place::City(text)),
+                5 => places::hash(None, Place::Asn(*asn)),
+                6 => places::hash(Some(*country), Place::Asn(*asn)),
+                _ => return None,
+            })
+        });
+        Places::new(hashes.collect())
+    }
+
+    /// Whether there may be a peer for the target, judged as other hubs judge it by [`Registry::places`].
+    pub fn serves(&self, target: &Target) -> bool {
+        let inner = self.inner.read();
+        let c = target.country.map(country_bits);
+        let symbol = |name: &str| inner.texts.find(name);
+        places::wanted(target).all(|place| {
+            let key = match (place, c) {
+                (Place::Country, None) => key(0, 0, 0),
+                (Place::Country, Some(c)) => key(1, c, 0),
+                (Place::State(name), c) => {
+                    let Some(symbol) = symbol(name) else { return false };
+                    key(2, c.unwrap_or(0), symbol.0)
+                }
+                (Place::City(name), c) => {
+                    let Some(symbol) = symbol(name) else { return false };
+                    c.map_or(key(4, 0, symbol.0), |c| key(3, c, symbol.0))
+                }
+                (Place::Asn(asn), c) => c.map_or(key(5, 0, asn), |c| key(6, c, asn)),
+            };
+            inner.lists.by_key.get(&key).is_some_and(|l| !inner.lists.lists[*l as usize].is_empty())
+        })
     }
 
     /// Up to `most` peers, from the `from`-th place of the table on; and the place to go on from.
@@ -631,6 +736,7 @@ fn view(inner: &Inner, record: &Record, now: u32) -> PeerView {
         cap: record.cap,
         score: f32::from(record.score.load(Ordering::Relaxed)) / 255.0,
         draining: record.draining,
+        spent: record.spent,
         consent: record.consent,
         bytes: record.bytes.load(Ordering::Relaxed),
         age_seconds: now.saturating_sub(record.since),

@@ -4,9 +4,10 @@
 //! is kept by one hub, found by every other by rendezvous hashing, so it holds wherever the customer lands.
 
 use crate::shared::{OtherHub, Shared};
-use crate::target::{Country, Failover, Target};
+use crate::target::{Failover, Target};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 use subtle::ConstantTimeEq as _;
 
 const MAGIC: &[u8] = b"PXRELAY1 ";
@@ -18,7 +19,10 @@ const SKEW: i64 = 60;
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub account: String,
+    /// Empty for a UDP association.
     pub dest: String,
+    #[serde(default)]
+    pub udp: bool,
     /// Parameters as a customer writes them.
     pub target: String,
     /// Seconds since 1970.
@@ -120,9 +124,9 @@ pub fn params(target: &Target) -> String {
     parts.join("-")
 }
 
-/// The hub that keeps a sticky session, if it is another than this: of all hubs that have peers for the country, the one
-/// whose name and the session's together hash highest.
-pub fn keeper(shared: &Shared, target: &Target, owner: &str, session: &str) -> Option<OtherHub> {
+/// The hub that keeps a sticky session, if it is another than this: of all hubs that have peers for the target and did
+/// not refuse it, the one whose name and the session's together hash highest.
+pub fn keeper(shared: &Shared, target: &Target, owner: &str, session: &str, tried: &[Arc<str>]) -> Option<OtherHub> {
     let weight = |hub: &str| -> [u8; 32] {
         Sha256::new()
             .chain_update(hub)
@@ -133,22 +137,27 @@ pub fn keeper(shared: &Shared, target: &Target, owner: &str, session: &str) -> O
             .finalize()
             .into()
     };
-    let own = shared.registry.available_by_country();
-    let here = own.iter().any(|(c, _)| target.country.is_none_or(|t| t == *c));
-    let mine = here.then(|| weight(&shared.config.hub.name));
+    let mine = shared.registry.serves(target).then(|| weight(&shared.config.hub.name));
     let others = shared.others.read();
-    let list = others.get(target.country.as_ref().map_or("*", Country::as_str))?;
-    let best = list.iter().max_by_key(|hub| weight(&hub.name))?;
+    let able = others.iter().filter(|hub| !tried.contains(&hub.name) && hub.places.serve(target));
+    let best = able.max_by_key(|hub| weight(&hub.name))?;
     (mine.is_none_or(|mine| weight(&best.name) > mine)).then(|| best.clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::Country;
     use proptest::prelude::*;
 
     fn order() -> Order {
-        Order { account: "alice".into(), dest: "example.com:443".into(), target: "country-US".into(), time: 1000 }
+        Order {
+            account: "alice".into(),
+            dest: "example.com:443".into(),
+            udp: false,
+            target: "country-US".into(),
+            time: 1000,
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::geo::Geo;
 use crate::hub::{Hub, Listeners, unix_now};
 use crate::ledger::{Ledger, month_start};
 use crate::names::Names;
+use crate::places::Places;
 use crate::shared::{Command, Lookup, OtherHub, Shared};
 use crate::tally::Tally;
 use anyhow::Context as _;
@@ -79,6 +80,11 @@ impl Server {
         let (lookups, lookups_rx) = mpsc::channel(LOOKUPS_WAITING);
         let shared = Arc::new(Shared::new(config, accounts, geo, lookups));
         load_periods(&shared, &ledger).await?;
+        if shared.config.peers.bytes_per_day > 0 {
+            for (device, bytes) in ledger.peers_of_day(unix_now()).await? {
+                shared.registry.carried_before(&device, bytes);
+            }
+        }
 
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = if shared.config.hub.shards == 0 { cores } else { shared.config.hub.shards };
@@ -231,6 +237,8 @@ async fn fold_for_ever(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut month = month_start(unix_now());
+    let day_of = |now: i64| now.div_euclid(86_400);
+    let mut day = day_of(unix_now());
     let mut rounds = 0u64;
     let mut every = tokio::time::interval(FOLD_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -252,6 +260,10 @@ async fn fold_for_ever(
                 tracing::error!(%error, "the byte counters cannot be synced");
             }
             last = (now, failed.is_err());
+        }
+        if day_of(unix_now()) != day {
+            day = day_of(unix_now());
+            shared.registry.new_day();
         }
         let this_month = month_start(unix_now());
         let several = matches!(*ledger, Ledger::Postgres { .. });
@@ -292,6 +304,7 @@ async fn directory_for_ever(
     let mut every = tokio::time::interval(DIRECTORY_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut connection: Option<redis::aio::MultiplexedConnection> = None;
+    let mut known = Vec::new();
     loop {
         tokio::select! {
             _ = every.tick() => {}
@@ -302,12 +315,15 @@ async fn directory_for_ever(
                 Some(redis) => redis,
                 None => redis::Client::open(url.as_str())?.get_multiplexed_async_connection().await?,
             };
-            let seen = exchange(&shared, &mut redis, advertise).await?;
+            let seen = exchange(&shared, &mut redis, advertise, &known).await?;
             connection = Some(redis);
             Ok::<_, redis::RedisError>(seen)
         };
         match tokio::time::timeout(Duration::from_secs(5), round).await {
-            Ok(Ok(seen)) => *shared.others.write() = seen,
+            Ok(Ok(seen)) => {
+                known.clone_from(&seen);
+                *shared.others.write() = seen;
+            }
             Ok(Err(error)) => {
                 // Without the directory the hub serves its own peers.
                 tracing::warn!(%error, "the directory of hubs is not reachable");
@@ -321,46 +337,61 @@ async fn directory_for_ever(
     }
 }
 
+/// Says what this hub has and reads what others have. Lists of places are written and read only when they changed.
 async fn exchange(
     shared: &Shared,
     redis: &mut redis::aio::MultiplexedConnection,
     advertise: SocketAddr,
-) -> Result<HashMap<String, Vec<OtherHub>>, redis::RedisError> {
+    known: &[OtherHub],
+) -> Result<Vec<OtherHub>, redis::RedisError> {
     const HUBS: &str = "proxyhub:hubs";
+    let places_of = |hub: &str| format!("proxyhub:places:{hub}");
+    let life = 3 * DIRECTORY_EVERY.as_secs() as i64;
     let name = &shared.config.hub.name;
-    // The directory's own clock: hubs need not agree on the time.
-    let (now, _): (i64, i64) = redis::cmd("TIME").query_async(redis).await?;
-    let countries: Vec<String> = if shared.is_draining() {
-        Vec::new()
-    } else {
-        shared.registry.available_by_country().iter().map(|(c, _)| c.to_string()).collect()
-    };
-    let mine = serde_json::json!({"relay": advertise, "countries": countries, "time": now}).to_string();
-    let _: () = redis.hset(HUBS, name, mine).await?;
-    let all: HashMap<String, String> = redis.hgetall(HUBS).await?;
-    let mut out: HashMap<String, Vec<OtherHub>> = HashMap::new();
-    #[derive(serde::Deserialize)]
+    let places = if shared.is_draining() { Places::default() } else { shared.registry.places() };
+
+    #[derive(serde::Serialize, serde::Deserialize)]
     struct Entry {
         relay: SocketAddr,
-        countries: Vec<String>,
         time: i64,
+        /// The version of the list of places; 0 if there are none.
+        places: u64,
     }
+    let version = if places.is_empty() { 0 } else { places.version };
+    let before: Option<String> = redis.hget(HUBS, name).await?;
+    let written = before.and_then(|body| serde_json::from_str::<Entry>(&body).ok()).map(|e| e.places);
+    // The list's own life is renewed; if Redis has lost it, it is written again.
+    let there = written == Some(version) && redis.expire::<_, bool>(places_of(name), life * 10).await?;
+    if version != 0 && !there {
+        let _: () = redis.set_ex(places_of(name), places.bytes(), life as u64 * 10).await?;
+    }
+    // The directory's own clock: hubs need not agree on the time.
+    let (now, _): (i64, i64) = redis::cmd("TIME").query_async(redis).await?;
+    let mine = Entry { relay: advertise, time: now, places: version };
+    let _: () = redis.hset(HUBS, name, serde_json::to_string(&mine).unwrap_or_default()).await?;
+
+    let all: HashMap<String, String> = redis.hgetall(HUBS).await?;
     let mut entries: Vec<_> = all.into_iter().collect();
     entries.sort();
+    let mut out = Vec::new();
     for (hub, body) in entries {
         let Ok(entry) = serde_json::from_str::<Entry>(&body) else { continue };
-        let life = 3 * DIRECTORY_EVERY.as_secs() as i64;
-        if (now - entry.time).abs() > life * 100 {
+        let age = (now - entry.time).abs();
+        if age > life * 100 {
             let _: () = redis.hdel(HUBS, &hub).await?;
         }
-        if hub == *name || (now - entry.time).abs() > life || entry.countries.is_empty() {
+        if hub == *name || age > life || entry.places == 0 {
             continue;
         }
-        let other = OtherHub { name: hub, relay: entry.relay };
-        for country in entry.countries {
-            out.entry(country).or_default().push(other.clone());
-        }
-        out.entry("*".into()).or_default().push(other);
+        let same = known.iter().find(|k| *k.name == *hub && k.places.version == entry.places);
+        let places = match same {
+            Some(known) => known.places.clone(),
+            None => {
+                let bytes: Option<Vec<u8>> = redis.get(places_of(&hub)).await?;
+                Arc::new(bytes.as_deref().and_then(Places::parse).unwrap_or_default())
+            }
+        };
+        out.push(OtherHub { name: hub.into(), relay: entry.relay, places });
     }
     Ok(out)
 }

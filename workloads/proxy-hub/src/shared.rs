@@ -6,7 +6,9 @@ use crate::dest::{Dest, Net, Policy};
 use crate::geo::Geo;
 use crate::hub::Customer;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::registry::{Choice, Registry};
+use crate::target::Target;
 use clawhq_wire::Remote;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -56,11 +58,12 @@ pub enum Command {
     DrainAll,
 }
 
-/// Another hub that has peers for a country.
+/// Another hub, as the directory knows it.
 #[derive(Debug, Clone)]
 pub struct OtherHub {
-    pub name: String,
+    pub name: Arc<str>,
     pub relay: SocketAddr,
+    pub places: Arc<Places>,
 }
 
 /// How many registrations may be let in.
@@ -83,6 +86,8 @@ pub struct Shared {
     pub remotes: OnceLock<Vec<Remote<Command>>>,
     pub lookups: tokio::sync::mpsc::Sender<Lookup>,
     pub started: Instant,
+    /// Customers that the configuration file names, as last read.
+    pub listed: RwLock<Vec<String>>,
     pub draining: AtomicBool,
     pub peer_proxies: Vec<Net>,
     pub customer_proxies: Vec<Net>,
@@ -91,8 +96,8 @@ pub struct Shared {
     pub min_version: [u32; 3],
     pub tokens: Vec<[u8; 32]>,
     admission: Mutex<Admission>,
-    /// Other hubs by country, renewed from the directory.
-    pub others: RwLock<HashMap<String, Vec<OtherHub>>>,
+    /// Other hubs that have peers, renewed from the directory.
+    pub others: RwLock<Vec<OtherHub>>,
     pub relay_counter: AtomicU64,
 }
 
@@ -102,13 +107,14 @@ impl Shared {
         let tokens = config.peers.tokens_sha256.iter().filter_map(|h| unhex(h)).collect();
         Self {
             policy: RwLock::new(Arc::new(config.policy())),
-            registry: Registry::new(),
+            registry: Registry::limited(config.peers.bytes_per_day),
             accounts,
             geo: RwLock::new(Arc::new(geo)),
             metrics: Metrics::default(),
             remotes: OnceLock::new(),
             lookups,
             started: Instant::now(),
+            listed: RwLock::new(config.customer.iter().map(|c| c.name.clone()).collect()),
             draining: AtomicBool::new(false),
             peer_proxies: nets(&config.peers.trusted_proxies),
             customer_proxies: nets(&config.customers.trusted_proxies),
@@ -156,12 +162,12 @@ impl Shared {
         Err(std::time::Duration::from_secs_f64(0.25 + spread * random))
     }
 
-    /// Another hub that may have a peer for the country (any country if `None`).
-    pub fn other_hub(&self, country: Option<&str>) -> Option<OtherHub> {
+    /// Another hub that may have a peer for the target: each in its turn, none of `tried`.
+    pub fn other_hub(&self, target: &Target, tried: &[Arc<str>]) -> Option<OtherHub> {
         let others = self.others.read();
-        let list = others.get(country.unwrap_or("*"))?;
-        let at = self.relay_counter.fetch_add(1, Relaxed) as usize;
-        list.get(at % list.len().max(1)).cloned()
+        let at = self.relay_counter.fetch_add(1, Relaxed) as usize % others.len().max(1);
+        let (before, after) = others.split_at(at);
+        after.iter().chain(before).find(|hub| !tried.contains(&hub.name) && hub.places.serve(target)).cloned()
     }
 
     /// Whether a token opens the hub to a peer.

@@ -22,6 +22,17 @@ const HEADER: usize = 8;
 const MAGIC: u64 = u64::from_be_bytes(*b"PXTALLY1");
 /// Most accounts, sub-users included.
 pub const SLOTS: usize = 65_536;
+/// Behind the slots: for each, bytes on their way up and down.
+const PENDING: usize = HEADER + SLOTS * SLOT;
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the customer.
+    Up,
+    /// To the customer.
+    Down,
+}
 
 /// What an account has moved since its slot exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -64,7 +75,7 @@ impl Tally {
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         file.try_lock().map_err(|_| io::Error::other(format!("{} is in use by another hub", path.display())))?;
-        let cells = Cells::open(&file, HEADER + SLOTS * SLOT)?;
+        let cells = Cells::open(&file, PENDING + 2 * SLOTS)?;
         match cells.cell(0).load(Acquire) {
             0 => cells.cell(0).store(MAGIC, Release),
             MAGIC => {}
@@ -85,6 +96,11 @@ impl Tally {
                 (0..len.div_ceil(8)).flat_map(|i| cells.cell(at + NAME_AT + i).load(Relaxed).to_le_bytes()).collect();
             name.truncate(len);
             slots.insert(String::from_utf8_lossy(&name).into_owned(), at);
+            // A process that was killed left these between its books and the kernel: they are billed.
+            for (way, total) in [(Way::Up, at + 1), (Way::Down, at + 2)] {
+                let pending = cells.cell(pending_at(at, way)).swap(0, Relaxed);
+                cells.cell(total).fetch_add(pending, Relaxed);
+            }
         }
         Ok(Arc::new(Self { cells, slots: Mutex::new(slots), _file: file }))
     }
@@ -127,7 +143,12 @@ impl Tally {
     }
 }
 
-/// One account's counter.
+fn pending_at(slot: usize, way: Way) -> usize {
+    PENDING + 2 * ((slot - HEADER) / SLOT) + usize::from(way == Way::Down)
+}
+
+/// One account's counter. Bytes are noted as on their way before they are handed to the kernel and counted after, so a
+/// process that is killed in between does not lose them.
 #[derive(Clone)]
 pub struct Counter {
     tally: Arc<Tally>,
@@ -135,12 +156,34 @@ pub struct Counter {
 }
 
 impl Counter {
-    pub fn up(&self, bytes: u64) {
-        self.tally.cells.cell(self.at + 1).fetch_add(bytes, Relaxed);
+    fn pending_cell(&self, way: Way) -> &std::sync::atomic::AtomicU64 {
+        self.tally.cells.cell(pending_at(self.at, way))
     }
 
-    pub fn down(&self, bytes: u64) {
-        self.tally.cells.cell(self.at + 2).fetch_add(bytes, Relaxed);
+    /// Bytes set out.
+    pub fn sets_out(&self, way: Way, bytes: u64) {
+        self.pending_cell(way).fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes that had set out were moved.
+    pub fn moved(&self, way: Way, bytes: u64) {
+        self.count(way, bytes);
+        self.stays(way, bytes);
+    }
+
+    /// Bytes that had set out were not moved after all.
+    pub fn stays(&self, way: Way, bytes: u64) {
+        self.pending_cell(way).fetch_sub(bytes, Relaxed);
+    }
+
+    /// Bytes on their way now.
+    pub fn pending(&self) -> u64 {
+        [Way::Up, Way::Down].iter().map(|way| self.pending_cell(*way).load(Relaxed)).sum()
+    }
+
+    pub fn count(&self, way: Way, bytes: u64) {
+        let total = if way == Way::Up { 1 } else { 2 };
+        self.tally.cells.cell(self.at + total).fetch_add(bytes, Relaxed);
     }
 
     pub fn request(&self) {
@@ -172,10 +215,10 @@ mod tests {
             let tally = Tally::open(&path).expect("open");
             assert!(Tally::open(&path).is_err(), "locked");
             let counter = tally.counter(name).expect("counter");
-            counter.up(5);
-            counter.down(7);
+            counter.count(Way::Up, 5);
+            counter.count(Way::Down, 7);
             counter.request();
-            tally.counter("other").expect("counter").up(1);
+            tally.counter("other").expect("counter").count(Way::Up, 1);
         }
         let tally = Tally::open(&path).expect("open again");
         assert_eq!(tally.counter(name).expect("counter").totals(), Totals { up: 5, down: 7, requests: 1 });
@@ -183,6 +226,31 @@ mod tests {
         tally.counter(name).expect("counter").raise(Totals { up: 9, down: 1, requests: 1 });
         assert_eq!(tally.counter(name).expect("counter").totals(), Totals { up: 9, down: 7, requests: 1 });
         assert!(tally.counter(&"x".repeat(NAME_MOST + 1)).is_err());
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_the_process_was_killed_is_billed() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("tally");
+        {
+            let tally = Tally::open(&path).expect("open");
+            for (name, left) in [("a", 7), ("b", 0)] {
+                let counter = tally.counter(name).expect("counter");
+                counter.sets_out(Way::Down, 100);
+                counter.sets_out(Way::Up, 10);
+                counter.moved(Way::Down, 60);
+                counter.stays(Way::Down, 40 - left);
+                counter.moved(Way::Up, 10 - left);
+                counter.stays(Way::Up, left);
+                assert_eq!(counter.pending(), left);
+            }
+        }
+        for _ in 0..2 {
+            let tally = Tally::open(&path).expect("open again");
+            let totals = |name| tally.counter(name).expect("counter").totals();
+            assert_eq!(totals("a"), Totals { up: 3, down: 67, requests: 0 });
+            assert_eq!(totals("b"), Totals { up: 10, down: 60, requests: 0 });
+        }
     }
 
     #[test]
@@ -194,7 +262,7 @@ mod tests {
                 let tally = tally.clone();
                 scope.spawn(move || {
                     for i in 0..10_000u64 {
-                        tally.counter(&format!("a{}", (t + i) % 5)).expect("counter").up(i % 7);
+                        tally.counter(&format!("a{}", (t + i) % 5)).expect("counter").count(Way::Up, i % 7);
                     }
                 });
             }

@@ -1,35 +1,20 @@
 //! What survives: the hub killed and restarted, several hubs, databases.
 
-mod common;
-
-use common::{config, has, hex, nightly, source_origin, until};
+use crate::common::{self, Kill, Postgres, Redis, config, free_port, hex, nightly, source_origin, until, up};
 use proxy_hub::load;
 use proxy_hub::peer::{self, Fleet, Options};
 use proxy_hub::server::Server;
+use proxy_hub::target::Target;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-
-/// A child process that ends with the test.
-struct Kill(Child);
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
-}
 
 async fn get(api: SocketAddr, path: &str) -> (u16, Value) {
     send(api, "GET", path, "").await
@@ -58,10 +43,6 @@ fn serve(file: &Path) -> Kill {
         .spawn()
         .expect("starts");
     Kill(child)
-}
-
-async fn up(addr: SocketAddr) {
-    until("the hub is up", || std::net::TcpStream::connect(addr).is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,7 +110,8 @@ async fn a_killed_hub_comes_back_with_all_peers_and_an_exact_ledger() {
         assert_eq!(status, 200);
         let (up, down) = (usage["total"]["up"].as_u64().expect("up"), usage["total"]["down"].as_u64().expect("down"));
         assert_eq!(up, moved.0, "round {round}");
-        // A reset may take what lay in the kernel's buffers from the client: it was sent, and is billed.
+        // A reset may take what lay in the kernel's buffers from the client: it was sent, and is billed, as is what was on
+        // its way there when the hub was killed.
         let lost =
             down.checked_sub(moved.1 + got).unwrap_or_else(|| panic!("{down} billed, {} arrived", moved.1 + got));
         assert!(lost <= 6 << 20, "{lost} bytes billed that never arrived");
@@ -221,38 +203,32 @@ async fn customers_made_over_the_api_are_kept_and_usage_is_told() {
     server.drain(Duration::from_secs(1)).await.expect("drained");
 }
 
+/// Whether a hub knows another that has peers for the target.
+fn knows(server: &Server, target: &str) -> bool {
+    let mut wanted = Target::default();
+    proxy_hub::target::parse_params(target, &mut wanted).expect("valid");
+    server.shared.others.read().iter().any(|hub| hub.places.serve(&wanted))
+}
+
+/// A hub that shares a directory with others.
+async fn sharing(name: &str, dir: &Path, redis: &Redis, more: &str) -> Server {
+    let home = dir.join(name);
+    std::fs::create_dir_all(&home).expect("dir");
+    let extra = format!(
+        "[hub]\nname = \"{name}\"\ndata = {:?}\nshards = 2\n[directory]\nredis = {:?}\nrelay_listen = \"127.0.0.1:0\"\nsecret = \"a secret of both hubs\"\n{more}",
+        home.join("data"),
+        redis.url()
+    );
+    let text = config(&home, &extra, "");
+    Server::start(proxy_hub::config::Config::parse(&text, "test").expect("valid")).await.expect("starts")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hubs_share_their_peers_and_their_sessions() {
-    if !has("redis-server") {
-        return;
-    }
+    let Some(redis) = Redis::start().await else { return };
     let dir = tempfile::tempdir().expect("dir");
-    let redis = free_port();
-    let _redis = Kill(
-        Command::new("redis-server")
-            .args(["--port", &redis.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("starts"),
-    );
-    up(SocketAddr::from(([127, 0, 0, 1], redis))).await;
-    let mut servers = Vec::new();
-    for name in ["east", "west"] {
-        let home = dir.path().join(name);
-        std::fs::create_dir_all(&home).expect("dir");
-        let text = config(
-            &home,
-            &format!(
-                "[hub]\nname = \"{name}\"\ndata = {:?}\nshards = 2\n[directory]\nredis = \"redis://127.0.0.1:{redis}\"\nrelay_listen = \"127.0.0.1:0\"\nsecret = \"a secret of both hubs\"\n",
-                home.join("data")
-            ),
-            "",
-        );
-        servers.push(
-            Server::start(proxy_hub::config::Config::parse(&text, "test").expect("valid")).await.expect("starts"),
-        );
-    }
+    let mut servers =
+        vec![sharing("east", dir.path(), &redis, "").await, sharing("west", dir.path(), &redis, "").await];
     // All of Germany is on the west hub, both have American peers.
     let fleet = Fleet::default();
     let (_stop, stopped) = watch::channel(false);
@@ -268,10 +244,7 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
         tokio::spawn(peer::run(options, fleet.clone(), stopped.clone()));
     }
     until("peers registered", || fleet.counts.ready.load(Relaxed) == 60).await;
-    until("the hubs know each other", || {
-        servers[0].shared.others.read().contains_key("DE") && servers[1].shared.others.read().contains_key("US")
-    })
-    .await;
+    until("the hubs know each other", || knows(&servers[0], "country-de") && knows(&servers[1], "country-us")).await;
 
     let origin = load::echo().await.expect("origin");
     let exchange = |customers: SocketAddr, user: &'static str| async move {
@@ -332,6 +305,7 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
     let order = proxy_hub::relay::Order {
         account: "alice".into(),
         dest: origin.to_string(),
+        udp: false,
         target: "country-DE".into(),
         time: proxy_hub::hub::unix_now(),
     };
@@ -343,18 +317,199 @@ async fn two_hubs_share_their_peers_and_their_sessions() {
     // The other hub goes: this one says so and serves its own.
     let west = servers.pop().expect("west");
     west.drain(Duration::from_secs(1)).await.expect("drained");
-    until("west is forgotten", || !servers[0].shared.others.read().contains_key("DE")).await;
+    until("west is forgotten", || !knows(&servers[0], "country-de")).await;
     exchange(servers[0].customers, "alice-country-us").await;
+}
+
+/// Three hubs, each with other cities of the same country: a customer finds its city from any of them, by TCP and UDP, and
+/// a directory that is lost and comes back empty is filled again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_city_is_found_on_whichever_hub_has_it() {
+    let Some(mut redis) = Redis::start().await else { return };
+    let dir = tempfile::tempdir().expect("dir");
+    let mut servers = Vec::new();
+    for name in ["a", "b", "c"] {
+        servers.push(sharing(name, dir.path(), &redis, "").await);
+    }
+    // New York, Miami and Los Angeles: the loopback blocks 127.1, 127.2 and 127.3.
+    let fleet = Fleet::default();
+    let (_stop, stopped) = watch::channel(false);
+    for (i, hub) in servers.iter().enumerate() {
+        for n in 1..4 {
+            let source = std::net::IpAddr::from([127, 1 + i as u8, 0, n]);
+            let options = Options {
+                policy: Arc::new(common::lab()),
+                source: Some(source),
+                ..Options::new(hub.peers, format!("{i}-{n}"))
+            };
+            tokio::spawn(peer::run(options, fleet.clone(), stopped.clone()));
+        }
+    }
+    let cities = ["new_york", "miami", "los_angeles"];
+    let all_known = |servers: &[Server]| {
+        servers.iter().enumerate().all(|(i, hub)| {
+            cities.iter().enumerate().all(|(j, city)| i == j || knows(hub, &format!("country-us-city-{city}")))
+        })
+    };
+    until("all know all", || all_known(&servers)).await;
+    let origin = load::echo().await.expect("origin");
+    let udp = udp_echo().await;
+    for (i, hub) in servers.iter().enumerate() {
+        for (j, city) in cities.iter().enumerate() {
+            let user = format!("alice-country-us-city-{city}");
+            for _ in 0..3 {
+                let tunnel = load::socks(hub.customers, &user, "key", origin).await.expect("answer");
+                let mut tunnel = tunnel.unwrap_or_else(|code| panic!("{city} from hub {i}: reply {code}"));
+                tunnel.write_all(b"through").await.expect("write");
+                let mut back = [0; 7];
+                tunnel.read_exact(&mut back).await.expect("read");
+                assert_eq!(&back, b"through");
+                // It is carried where the city is.
+                assert!(servers[j].shared.metrics.tunnels.load(Relaxed) > 0);
+            }
+            let (answer, _control) = udp_exchange(hub.customers, &user, udp, b"a datagram").await;
+            assert_eq!(answer, b"a datagram", "{city} from hub {i}");
+        }
+    }
+    let billed: u64 =
+        servers.iter().filter_map(|s| s.shared.accounts.get("alice")).map(|a| a.counter.totals().up).sum();
+    assert_eq!(billed, 9 * (3 * 7 + 10), "each byte once, where its customer came in");
+
+    // Nobody has it: refused after no more than one try.
+    let nobody =
+        load::socks(servers[0].customers, "alice-country-us-city-boston", "key", origin).await.expect("answer");
+    assert_eq!(nobody.err(), Some(3));
+    redis.kill();
+    until("each serves its own", || servers.iter().all(|s| s.shared.others.read().is_empty())).await;
+    load::socks(servers[0].customers, "alice-city-new_york", "key", origin).await.expect("answer").expect("its own");
+    redis.resume().await;
+    until("all know all again", || all_known(&servers)).await;
+}
+
+async fn udp_echo() -> SocketAddr {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+    let addr = socket.local_addr().expect("addr");
+    tokio::spawn(async move {
+        let mut buf = [0; 2048];
+        while let Ok((n, from)) = socket.recv_from(&mut buf).await {
+            let _ = socket.send_to(&buf[..n], from).await;
+        }
+    });
+    addr
+}
+
+/// One datagram there and back through an association. The connection keeps the association.
+async fn udp_exchange(customers: SocketAddr, user: &str, to: SocketAddr, payload: &[u8]) -> (Vec<u8>, TcpStream) {
+    let mut control = TcpStream::connect(customers).await.expect("connect");
+    let login = [&[5, 1, 2, 1, user.len() as u8], user.as_bytes(), b"\x03key"].concat();
+    control.write_all(&login).await.expect("log in");
+    control.write_all(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).await.expect("associate");
+    let mut answer = [0; 14];
+    control.read_exact(&mut answer).await.expect("answer");
+    assert_eq!(answer[..8], [5, 2, 1, 0, 5, 0, 0, 1], "{user}");
+    let relay = SocketAddr::from((
+        [answer[8], answer[9], answer[10], answer[11]],
+        u16::from_be_bytes([answer[12], answer[13]]),
+    ));
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+    let mut packet = vec![0, 0, 0];
+    proxy_hub::socks::put_address(&mut packet, to);
+    let header = packet.len();
+    packet.extend_from_slice(payload);
+    socket.send_to(&packet, relay).await.expect("send");
+    let mut back = vec![0; 2048];
+    let n = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut back)).await.expect("in time").expect("recv");
+    assert_eq!(back[..header], packet[..header]);
+    (back[header..n].to_vec(), control)
+}
+
+/// The whole hub on PostgreSQL: the database goes away and comes back, the hub is killed, and the ledger is exact.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_on_postgresql_outlives_its_database_and_itself() {
+    let Some(mut postgres) = Postgres::start().await else { return };
+    let dir = tempfile::tempdir().expect("dir");
+    let (peers, customers, api) = (free_port(), free_port(), free_port());
+    let text = config(
+        dir.path(),
+        &format!("[peers]\nlisten = \"127.0.0.1:{peers}\"\nmin_version = \"0.1\"\n[customers]\nlisten = \"127.0.0.1:{customers}\"\n[ledger]\npostgres = {:?}\n", postgres.url()),
+        "",
+    )
+    .replace("[api]\nlisten = \"127.0.0.1:0\"", &format!("[api]\nlisten = \"127.0.0.1:{api}\""));
+    let file = dir.path().join("hub.toml");
+    std::fs::write(&file, text).expect("config");
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let mut hub = serve(&file);
+    up(at(api)).await;
+    let fleet = Fleet::default();
+    let (_stop, stopped) = watch::channel(false);
+    let options = Options {
+        policy: Arc::new(common::lab()),
+        source: Some(load::source(0)),
+        backoff_most: Duration::from_millis(300),
+        ..Options::new(at(peers), "only")
+    };
+    tokio::spawn(peer::run(options, fleet.clone(), stopped.clone()));
+    let origin = load::echo().await.expect("origin");
+    let mut moved = 0;
+    let mut transfer = async |bytes: u64| {
+        until("the peer is there", || fleet.counts.ready.load(Relaxed) == 1).await;
+        let mut stream = loop {
+            match load::socks(at(customers), "alice", "key", origin).await.expect("answer") {
+                Ok(stream) => break stream,
+                // The hub has restarted and the peer has not noticed yet.
+                Err(3) => tokio::task::yield_now().await,
+                Err(code) => panic!("reply {code}"),
+            }
+        };
+        let sent = vec![1; bytes as usize];
+        let mut back = vec![0; bytes as usize];
+        let (mut read, mut write) = stream.split();
+        let (wrote, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut back));
+        wrote.expect("write");
+        got.expect("read");
+        moved += bytes;
+        moved
+    };
+    let usage = async || {
+        let (status, usage) = get(at(api), "/v1/customers/alice/usage").await;
+        (status, usage["total"]["up"].as_u64().unwrap_or(0), usage["total"]["down"].as_u64().unwrap_or(0))
+    };
+    let billed = async |bytes: u64| {
+        let began = std::time::Instant::now();
+        while usage().await != (200, bytes, bytes) {
+            assert!(began.elapsed() < Duration::from_secs(20), "{:?} and not {bytes}", usage().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let sum = transfer(100_000).await;
+    billed(sum).await;
+    // Without its database the hub serves on, says so, and keeps its counters.
+    postgres.kill();
+    transfer(77_777).await;
+    assert_eq!(usage().await.0, 503);
+    postgres.resume().await;
+    let sum = transfer(1).await;
+    billed(sum).await;
+    // Both die at once, with bytes that no transaction has seen.
+    transfer(55_555).await;
+    postgres.kill();
+    let sum = transfer(1234).await;
+    drop(hub);
+    postgres.resume().await;
+    hub = serve(&file);
+    up(at(api)).await;
+    billed(sum).await;
+    let sum = transfer(10).await;
+    billed(sum).await;
+    drop(hub);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_ledger_in_postgresql_is_as_exact() {
-    let Ok(url) = std::env::var("PROXY_HUB_TEST_POSTGRES") else {
-        eprintln!("PROXY_HUB_TEST_POSTGRES is not set (postgres://user@host/an-empty-database): left out");
-        return;
-    };
+    let Some(postgres) = Postgres::start().await else { return };
+    let url = postgres.url();
     use proxy_hub::ledger::Ledger;
-    use proxy_hub::tally::{Tally, Totals};
+    use proxy_hub::tally::{Tally, Totals, Way};
     use std::collections::HashMap;
     let dir = tempfile::tempdir().expect("dir");
     let name = format!("c{}", std::process::id());
@@ -365,8 +520,8 @@ async fn the_ledger_in_postgresql_is_as_exact() {
         let tally = Tally::open(&dir.path().join(hub)).expect("tally");
         let counter = tally.counter(&name).expect("counter");
         for i in 0..5u64 {
-            counter.up(i * 10);
-            counter.down(1);
+            counter.count(Way::Up, i * 10);
+            counter.count(Way::Down, 1);
             want = want.plus(Totals { up: i * 10, down: 1, requests: 0 });
             for _ in 0..2 {
                 ledger

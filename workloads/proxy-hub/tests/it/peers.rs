@@ -1,11 +1,9 @@
 //! Peers: joining, being sent away, dying, and the protocol of those that exist already.
 
-mod common;
-
+use crate::common::{self, TestHub, hex, source_origin, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clawhq_wire::ws::{self, Event, Opcode, Parser, Role, handshake};
-use common::{TestHub, hex, source_origin, until};
 use proxy_hub::load::echo;
 use proxy_hub::peer::Options;
 use serde_json::{Value, json};
@@ -172,7 +170,7 @@ async fn an_existing_peer_is_served_in_its_own_protocol() {
         assert_eq!(client.await.expect("client"), b"answer");
         hub.quiet().await;
     }
-    assert_eq!(hub.billed("alice"), (100_000, 12));
+    until("billed", || hub.billed("alice") == (100_000, 12)).await;
 
     // It says it cannot: the customer is told why.
     let customers = hub.server.customers;
@@ -412,4 +410,112 @@ async fn a_peer_that_cannot_is_passed_over() {
     }
     assert!(hub.server.shared.metrics.failovers.load(Relaxed) > 0);
     keeper.abort();
+}
+
+#[tokio::test]
+async fn a_device_that_has_carried_its_share_of_the_day_gets_no_more() {
+    let peers = "[peers]\nlisten = \"127.0.0.1:0\"\nmin_version = \"0.1\"\nbytes_per_day = 100000\n";
+    let hub = TestHub::with(peers, "").await;
+    let task = hub.peer(hub.options(0));
+    hub.registered(1).await;
+    let origin = source_origin(60_000).await;
+    let pull = async |hub: &TestHub| {
+        let mut stream = hub.socks("alice", "key", origin).await?;
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.expect("read");
+        drop(stream);
+        hub.quiet().await;
+        Ok::<_, u8>(all.len())
+    };
+    assert_eq!((pull(&hub).await, pull(&hub).await), (Ok(60_000), Ok(60_000)), "over it by what was under way");
+    assert_eq!(pull(&hub).await, Err(3));
+    // Coming back does not help, nor does a restart of the hub.
+    task.abort();
+    hub.registered(0).await;
+    hub.peer(hub.options(0));
+    hub.registered(1).await;
+    assert_eq!(pull(&hub).await, Err(3));
+    let hub = hub.restart().await;
+    hub.peer(hub.options(0));
+    hub.registered(1).await;
+    assert_eq!(pull(&hub).await, Err(3));
+    assert!(hub.server.shared.registry.find("sim-0", 0).is_some_and(|(.., view)| view.spent));
+    // Others carry on, and the next day it does too.
+    hub.peer(hub.options(1));
+    hub.registered(2).await;
+    assert_eq!(pull(&hub).await, Ok(60_000));
+    hub.server.shared.registry.new_day();
+    assert!(hub.server.shared.registry.find("sim-0", 0).is_some_and(|(.., view)| !view.spent));
+}
+
+/// A peer on somebody else's WebSocket, in both protocols.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_on_another_websocket_library_are_served() {
+    use futures::{SinkExt as _, StreamExt as _};
+    use proxy_hub::link::{self, Opened, kind};
+    use tokio_tungstenite::tungstenite::{Message as Frame, client::IntoClientRequest as _};
+    let hub = TestHub::start().await;
+    let url = format!("ws://{}/ws", hub.server.peers);
+    let mut request = url.as_str().into_client_request().expect("url");
+    request.headers_mut().insert("sec-websocket-protocol", link::COMPACT.parse().expect("header"));
+    let (mut compact, response) = tokio_tungstenite::connect_async(request).await.expect("upgraded");
+    assert_eq!(response.headers()["sec-websocket-protocol"], link::COMPACT);
+    let hello = link::json(
+        kind::HELLO,
+        &link::Hello { device: "other".into(), version: "2.0".into(), consent: true, ..Default::default() },
+    );
+    compact.send(Frame::binary(hello)).await.expect("sent");
+    let welcome = compact.next().await.expect("a frame").expect("valid").into_data();
+    assert_eq!(welcome[0], kind::WELCOME);
+    let customers = hub.server.customers;
+    let ask = || {
+        tokio::spawn(async move {
+            let to = "127.0.0.1:4321".parse().expect("addr");
+            let mut stream =
+                proxy_hub::load::socks(customers, "alice", "key", to).await.expect("answer").expect("open");
+            stream.write_all(b"question").await.expect("write");
+            stream.shutdown().await.expect("shut");
+            let mut all = String::new();
+            stream.read_to_string(&mut all).await.expect("read");
+            all
+        })
+    };
+    let client = ask();
+    let mut heard = Vec::new();
+    while let Some(Ok(frame)) = compact.next().await {
+        let Frame::Binary(frame) = frame else { continue };
+        let stream = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]);
+        match frame[0] {
+            kind::OPEN => compact.send(Frame::binary(link::opened(stream, Opened::Ok, 1000))).await.expect("sent"),
+            kind::DATA => heard.extend_from_slice(&frame[link::HEADER..]),
+            kind::EOF => {
+                let answer = [&link::header(kind::DATA, stream)[..], b"answer"].concat();
+                compact.send(Frame::binary(answer)).await.expect("sent");
+                compact.send(Frame::binary(link::header(kind::EOF, stream).to_vec())).await.expect("sent");
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((heard.as_slice(), client.await.expect("client").as_str()), (&b"question"[..], "answer"));
+    compact.close(None).await.expect("closed");
+    hub.registered(0).await;
+
+    let (mut legacy, _) = tokio_tungstenite::connect_async(&url).await.expect("upgraded");
+    let register = json!({"type": "register", "data": {"device_id": "old", "sdk_version": "1.0.62"}}).to_string();
+    legacy.send(Frame::text(register)).await.expect("sent");
+    let answer = legacy.next().await.expect("a frame").expect("valid").into_text().expect("text");
+    assert!(answer.contains("registration_success"), "{answer}");
+    let client = ask();
+    let open: Value =
+        serde_json::from_str(&legacy.next().await.expect("a frame").expect("valid").into_text().expect("text"))
+            .expect("JSON");
+    let id = open["data"]["tunnel_id"].as_str().expect("id").to_owned();
+    let response = json!({"type": "tunnel_response", "data": {"tunnel_id": id, "success": true}}).to_string();
+    legacy.send(Frame::text(response)).await.expect("sent");
+    let question = legacy.next().await.expect("a frame").expect("valid").into_data();
+    assert_eq!(question[37..], *b"question");
+    legacy.send(Frame::binary([id.as_bytes(), b"\0old answer"].concat())).await.expect("sent");
+    legacy.send(Frame::binary([id.as_bytes(), b"\x01"].concat())).await.expect("sent");
+    assert_eq!(client.await.expect("client"), "old answer");
 }
