@@ -37,9 +37,8 @@ enum Command {
         /// Milliseconds spent before this program, for the closing line.
         #[arg(long, hide = true, default_value_t = 0)]
         started_ms: u64,
-        /// A template whose image is not built here yet.
-        #[arg(long)]
-        without: Vec<String>,
+        #[command(flatten)]
+        images: catalogue::Images,
     },
     /// Every role in this process, until a signal; what `up` leaves running.
     #[command(hide = true)]
@@ -62,9 +61,8 @@ enum Command {
     Migrate,
     /// Make the catalogue what this build ships.
     Templates {
-        /// A template whose image is not built here yet.
-        #[arg(long)]
-        without: Vec<String>,
+        #[command(flatten)]
+        images: catalogue::Images,
     },
     /// For operators.
     #[command(subcommand)]
@@ -114,8 +112,8 @@ fn run(cli: Cli) -> Result<()> {
         runtime()?.block_on(roles::run(settings, role))
     };
     match cli.command {
-        Command::Up { started_ms, without } => {
-            let options = up::Options { spent_ms: started_ms, no_colour, config_file: cli.config, without };
+        Command::Up { started_ms, images } => {
+            let options = up::Options { spent_ms: started_ms, no_colour, config_file: cli.config, images };
             runtime()?.block_on(up::up(settings, options))
         }
         Command::ServeAll { daemon } => {
@@ -133,11 +131,11 @@ fn run(cli: Cli) -> Result<()> {
         Command::Edge => serve(settings, Role::Edge),
         Command::Migrate => {
             let settings = with_database(settings)?;
-            runtime()?.block_on(roles::migrate(&settings, &[]))
+            runtime()?.block_on(roles::migrate(&settings, &catalogue::Images::default()))
         }
-        Command::Templates { without } => {
+        Command::Templates { images } => {
             let settings = with_database(settings)?;
-            runtime()?.block_on(roles::publish(&settings, &without))
+            runtime()?.block_on(roles::publish(&settings, &images))
         }
         Command::Admin(command) => {
             let settings = with_database(settings)?;

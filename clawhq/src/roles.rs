@@ -66,20 +66,20 @@ async fn connect(settings: &Settings) -> Result<Store> {
 ///
 /// # Errors
 /// When the database does not answer or a migration fails.
-pub async fn migrate(settings: &Settings, without: &[String]) -> Result<()> {
+pub async fn migrate(settings: &Settings, images: &catalogue::Images) -> Result<()> {
     let store = connect(settings).await?;
     store.migrate().await.context("migrating the database")?;
     store.close().await;
-    publish(settings, without).await
+    publish(settings, images).await
 }
 
-/// Makes the catalogue what this build ships. Templates named in `without` are shown as not deployable yet.
+/// Makes the catalogue what this build ships. Templates whose image is not there are shown as not deployable yet.
 ///
 /// # Errors
-/// When the database does not answer, or `without` names no template.
-pub async fn publish(settings: &Settings, without: &[String]) -> Result<()> {
+/// When the database does not answer, or `images` names no template.
+pub async fn publish(settings: &Settings, images: &catalogue::Images) -> Result<()> {
     let app = open(settings).await?;
-    app.publish_templates(catalogue::shipped(without)?).await.context("publishing the templates")
+    app.publish_templates(catalogue::shipped(images)?).await.context("publishing the templates")
 }
 
 /// Runs a role, or all of them, until a signal or until one of them ends by itself, which is an error.

@@ -134,8 +134,8 @@ impl Edge {
         };
         match ingress::connect(target).await {
             Ok(connection) => Ok(Some((connection, target.clone()))),
-            Err(IngressError::Refused { code, .. }) if code == "port_not_open" => {
-                Err(Failure::Silent(route.clone(), "Nothing listens on its port."))
+            Err(IngressError::Refused { code, .. }) if code == "port_not_allowed" => {
+                Err(Failure::Silent(route.clone(), "The port its address leads to is not one of its ports."))
             }
             Err(error) => {
                 tracing::debug!(slot.id = %target.slot, "the ingress refused: {error}");

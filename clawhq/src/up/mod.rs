@@ -38,8 +38,8 @@ pub struct Options {
     pub no_colour: bool,
     /// The configuration file, handed on to the roles.
     pub config_file: Option<PathBuf>,
-    /// Templates whose images are not built here yet.
-    pub without: Vec<String>,
+    /// What is known of the templates' images on this machine.
+    pub images: crate::catalogue::Images,
 }
 
 /// Prepares `settings` for roles that run under `up`: without a `DATABASE_URL` the private server is used.
@@ -87,7 +87,7 @@ pub async fn up(mut settings: Settings, options: Options) -> Result<()> {
             }
             need_ports(&settings)?;
             let step = progress.step("Database migrated");
-            crate::roles::migrate(&settings, &options.without).await?;
+            crate::roles::migrate(&settings, &options.images).await?;
             step.done("");
             let step = progress.step("All roles started");
             started.clawhq = Some(Record::new(&data, "clawhq"));

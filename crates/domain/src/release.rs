@@ -111,7 +111,7 @@ pub fn from_template(template: &Template, config: Config) -> Result<Release, Fla
     Ok(Release {
         template: Some(template.name.clone()),
         image: template.image.clone(),
-        image_digest: None,
+        image_digest: template.image_digest.clone(),
         argv: config.argv.clone().unwrap_or_else(|| template.argv.clone()),
         env,
         working_dir: template.working_dir.clone(),

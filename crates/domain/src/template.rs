@@ -85,6 +85,8 @@ pub struct Template {
     /// A family of icons and colours the console knows.
     pub icon: String,
     pub image: ImageRef,
+    /// `sha256:…`, of the manifest or of the image itself; `None` leaves it to each node what the reference is.
+    pub image_digest: Option<String>,
     /// Empty: the image's own entry point and command.
     pub argv: Vec<String>,
     pub env: BTreeMap<EnvName, String>,

@@ -31,6 +31,7 @@ pub fn hello() -> Template {
         description: "Answers.".to_owned(),
         icon: "wave".to_owned(),
         image: ImageRef::parse("clawhq/hello:test").expect("a valid reference"),
+        image_digest: None,
         argv: vec!["/hello".to_owned()],
         env: BTreeMap::new(),
         working_dir: None,
