@@ -198,10 +198,12 @@ const CREATE: &str = concat!(
     key as (
         insert into idempotency (org_id, route, key, request_hash, effect)
         select $1, $20, $21, $22, $6 where $21::text is not null on conflict do nothing returning 1),
-    go as materialized (select 1 where $21::text is null or exists (select from key)),
+    fresh as materialized (select 1 where $21::text is null or exists (select from key)),
     counter as (
         update org_counters set workloads = workloads + 1, event_seq = event_seq + $8
-        from go where org_id = $1 and workloads < $19 returning event_seq - $8 as base),
+        from fresh where org_id = $1 and workloads < $19 returning event_seq - $8 as base),
+    -- No slot is claimed for what is not made: the claim would refer to an instance that is not there.
+    go as materialized (select 1 from counter),
     ",
     claim_sql!(),
     ",
@@ -241,7 +243,7 @@ const CREATE: &str = concat!(
     wake as (
         insert into outbox (topic, key, payload)
         select o.v->>'topic', o.v->>'key', o.v->'payload' from counter, jsonb_array_elements($11) o(v))
-    select $6::uuid as id, exists (select from go) as went, exists (select from counter) as counted,
+    select $6::uuid as id, exists (select from fresh) as went, exists (select from counter) as counted,
         (select count(*) from link) as links, now() as created_at,
         claim.id as slot_id, claim.node_id as slot_node, claim.minted as slot_minted, claim.observed as slot_observed
     from (select 1) as one left join claim on true"

@@ -72,6 +72,8 @@ struct Deploy {
     answer: f64,
     first_byte: f64,
     kind: String,
+    /// What the API says each step took, milliseconds.
+    steps: Vec<(String, f64)>,
     id: String,
     token: Option<String>,
 }
@@ -94,6 +96,12 @@ async fn deploy(api: Api, body: Value, path: &'static str) -> Result<Deploy> {
         answer: answered,
         first_byte,
         kind: text(&answer.body["placement"]["kind"]).unwrap_or_default(),
+        steps: answer.body["placement"]["steps"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|step| Some((text(&step["name"])?, step["ms"].as_f64()?)))
+            .collect(),
         id: text(&answer.body["workload"]["id"]).context("no id")?,
         token: text(&answer.body["access"]["token"]),
     })
@@ -216,11 +224,15 @@ async fn main() -> Result<()> {
     let api = platform.tenant("bench", "free").await?;
     let mut bench = Bench { platform, api, report: Report::default(), made: 0 };
     let mut failures = Vec::new();
+    // Names of parts, when not all are wanted; nothing is written then.
+    let only: Vec<String> = std::env::args().skip(1).collect();
     bench.platform.docker(&["network", "create", "--subnet", "10.231.77.0/24", "bench"])?;
     // Each part stands alone: one that fails is said, and the others still measured.
     macro_rules! part {
         ($name:ident) => {
-            if let Err(error) = $name(&mut bench).await {
+            if (only.is_empty() || only.iter().any(|one| one == stringify!($name)))
+                && let Err(error) = $name(&mut bench).await
+            {
                 println!("{}: FAILED: {error:#}", stringify!($name));
                 failures.push(format!("{}: {error:#}", stringify!($name)));
             }
@@ -240,7 +252,9 @@ async fn main() -> Result<()> {
         failures.push("openclaw: the image clawhq/openclaw:dev was not there".to_owned());
     }
     bench.platform.docker(&["network", "rm", "bench"])?;
-    write(&machine, &bench.report.0, &failures)?;
+    if only.is_empty() {
+        write(&machine, &bench.report.0, &failures)?;
+    }
     println!("\n{machine}\n{TUNED}\n");
     for row in &bench.report.0 {
         println!("{}", line(row));
@@ -292,6 +306,13 @@ async fn warm_quiet(bench: &mut Bench) -> Result<()> {
     });
     bench.report.add("warm hello, request to the API's answer, p50", "ms", answer.p50, None);
     bench.report.add("warm hello, request to the API's answer, p99", "ms", answer.p99, None);
+    let mut steps = BTreeMap::<&str, Vec<f64>>::new();
+    for (name, ms) in done.iter().flat_map(|deploy| &deploy.steps) {
+        steps.entry(name).or_default().push(*ms);
+    }
+    for (name, sample) in steps {
+        bench.report.add(format!("  of it the step {name}, p50"), "ms", spread(&sample).p50, None);
+    }
     bench.delete_all().await
 }
 

@@ -195,6 +195,21 @@ async fn claim_policies_are_kept() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_full_org_is_refused_and_claims_no_slot() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("acme", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    db.ready_slots(&node, &hello(), &tier, 2).await?;
+    let limited = |name: &str| Deploy { max_workloads: 1, ..Deploy::new(name, &tier) };
+    assert!(matches!(db.deploy(&org, &limited("first")).await?.placed.placement, Placement::Warm { .. }));
+    let refused = store_error(db.deploy(&org, &limited("second")).await);
+    assert!(matches!(refused, StoreError::LimitReached(Limit::Workloads { allowed: 1 })), "{refused:?}");
+    assert_eq!(db.number("select count(*) from slots where org_id is not null").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn slots_of_another_recipe_tier_or_silent_node_are_not_claimed() -> Result<()> {
     let db = TestDb::new().await?;
     let (free, pro) = (db.tier("free").await?, db.tier("pro").await?);
