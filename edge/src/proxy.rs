@@ -113,7 +113,10 @@ impl Edge {
         match self.app.route(label).await {
             Ok(found) => {
                 let found = found.map(Arc::new);
-                self.routes.insert(label.to_owned(), found.clone()).await;
+                // One that leads nowhere yet may lead somewhere at the next moment: whoever started it was told "running".
+                if found.as_ref().is_none_or(|route| route.target.is_some()) {
+                    self.routes.insert(label.to_owned(), found.clone()).await;
+                }
                 found.ok_or(Failure::Unknown)
             }
             Err(error) => {
