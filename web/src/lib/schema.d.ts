@@ -1090,7 +1090,10 @@ export interface components {
             reason?: components["schemas"]["Reason"] | null;
             /** Format: date-time */
             queued_at?: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the process that runs, or ran last, was started: anew with each restart.
+             */
             started_at?: string | null;
             /** Format: date-time */
             ready_at?: string | null;
@@ -1231,7 +1234,10 @@ export interface components {
                 reason?: components["schemas"]["Reason"] | null;
                 /** Format: date-time */
                 queued_at?: string | null;
-                /** Format: date-time */
+                /**
+                 * Format: date-time
+                 * @description When the process that runs, or ran last, was started: anew with each restart.
+                 */
                 started_at?: string | null;
                 /** Format: date-time */
                 ready_at?: string | null;
