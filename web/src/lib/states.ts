@@ -65,7 +65,8 @@ export function canRestart(w: Pick<Workload, 'state' | 'desired'>): boolean {
 }
 /** The instance whose output can be read now; its log goes with its container. */
 export function logSource(w: Pick<Workload, 'instance'>): string | null {
-  return w.instance && w.instance.ended_at === null ? w.instance.id : null
+  // One that was never started has no log to ask for.
+  return w.instance && w.instance.started_at !== null && w.instance.ended_at === null ? w.instance.id : null
 }
 /** Whether there is a process to talk to. */
 export function hasProcess(w: Pick<Workload, 'state'>): boolean {
