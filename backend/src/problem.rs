@@ -213,6 +213,10 @@ pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
     if let Some(ms) = inner.retry_after_ms {
         headers.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
     }
+    // What is left of the body is not read, so nothing can follow it on this connection: the client is told, not surprised.
+    if matches!(inner.code.status(), 408 | 413) {
+        headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if inner.code.status() == 401 {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"clawhq\""));
     }

@@ -8,13 +8,14 @@ use sea_orm_migration::prelude::*;
 pub struct Migrator;
 
 /// Every step, in order.
-const STEPS: [(&str, &str); 6] = [
+const STEPS: [(&str, &str); 7] = [
     ("0001_initial", include_str!("sql/0001_initial.sql")),
     ("0002_tiers", include_str!("sql/0002_tiers.sql")),
     ("0003_minted", include_str!("sql/0003_minted.sql")),
     ("0004_live_instances", include_str!("sql/0004_live_instances.sql")),
     ("0005_heard_since", include_str!("sql/0005_heard_since.sql")),
     ("0006_started_at", include_str!("sql/0006_started_at.sql")),
+    ("0007_org_once", include_str!("sql/0007_org_once.sql")),
 ];
 
 impl MigratorTrait for Migrator {

@@ -712,19 +712,23 @@ impl Workloads<'_> {
             releases.insert(release.id, release);
         }
         let instances = concat!(
-            "select ",
+            // Found first and once: joined in one go, an unanalysed table has each of the org's instances looked for in it.
+            "with seen as materialized (
+                select one.id
+                from (select value::uuid as id from jsonb_array_elements_text($2)) wanted
+                cross join lateral (
+                    (select l.id from instances l
+                        where l.org_id = $1 and l.workload_id = wanted.id order by l.id desc limit $3)
+                    union
+                    (select l.id from instances l
+                        where l.org_id = $1 and l.workload_id = wanted.id and l.ended_at is null)) one)
+            select ",
             instance_sql!(),
             ", case when i.placement = 'queued' and i.ended_at is null
                 then clawhq_queue_position(i.queued_at, i.id) end as position, v.id as volume_id, v.node_id as volume_node
-            from jsonb_array_elements_text($2) wanted(id)
-            cross join lateral (
-                (select l.id from instances l
-                    where l.org_id = $1 and l.workload_id = wanted.id::uuid order by l.id desc limit $3)
-                union
-                (select l.id from instances l
-                    where l.org_id = $1 and l.workload_id = wanted.id::uuid and l.ended_at is null)) seen
+            from seen
             join instances i on i.org_id = $1 and i.id = seen.id
-            join releases r on r.org_id = i.org_id and r.id = i.release_id
+            join releases r on r.org_id = $1 and r.id = i.release_id
             left join nodes n on n.id = i.node_id
             left join volumes v on v.org_id = $1 and v.workload_id = i.workload_id and v.desired = 'present'
             order by i.id desc"
