@@ -45,6 +45,8 @@ counted() {
 
 suite_rust() {
   local rc=0 summary run=0 passed=0
+  # A test runs it as a program.
+  cargo build --locked --quiet -p clawhq-wire --example ws_echo
   cargo nextest run --locked --workspace --no-fail-fast "$@" 2>&1 | tee "$WORK/nextest.log" || rc=${PIPESTATUS[0]}
   summary=$(sed 's/\x1b\[[0-9;]*m//g' "$WORK/nextest.log" | grep -E '^ *Summary ' | tail -n 1)
   [[ $summary =~ ([0-9]+)(/[0-9]+)?\ tests?\ run ]] && run=${BASH_REMATCH[1]}
