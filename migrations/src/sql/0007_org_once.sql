@@ -1,5 +1,5 @@
--- The org is read once for each statement. Called for each row it was the largest part of what the database did: a policy's
--- expression is a filter, and a filter's stable functions are called anew for every row that it looks at.
+-- The org is read once for each statement: a policy's expression is a filter, and a filter's stable functions are called anew
+-- for every row that it looks at.
 do $$
 declare tenant_table text;
 begin
