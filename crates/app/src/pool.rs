@@ -1,13 +1,14 @@
 //! The warm pool: what there is, what `domain::pool` wants of it, and doing that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clawhq_domain::Millis;
-use clawhq_domain::ids::SlotId;
+use clawhq_domain::ids::{NodeId, SlotId};
 use clawhq_domain::pool::{self, Policy, PoolView, Step, WarmSlot};
 use clawhq_domain::slot::{Failure, FailureKind, SlotState};
 use clawhq_domain::template::Template;
 use clawhq_domain::tier::Tier;
+use clawhq_domain::workload::NodeHealth;
 use clawhq_runtime::ids::mint;
 use clawhq_store::{NodeState, Recipe, Slot, SlotSpec, WarmOrder};
 
@@ -82,7 +83,11 @@ impl App {
         let (templates, tiers) = (self.templates().await?, self.tiers().await?);
         let system = self.store().system(&self.system());
         let (slot_rows, node_rows) = (system.slots(), system.nodes());
-        let (slots, failures, nodes) = tokio::try_join!(slot_rows.pool(), slot_rows.failures(), node_rows.list())?;
+        let (mut slots, failures, nodes) = tokio::try_join!(slot_rows.pool(), slot_rows.failures(), node_rows.list())?;
+        // A silent node's slots can be given to nobody, and neither is there any room on it.
+        let live: BTreeSet<NodeId> =
+            nodes.iter().filter(|node| node.health == NodeHealth::Live).map(|node| node.id).collect();
+        slots.retain(|slot| live.contains(&slot.node));
         let pools = pools(&templates, &tiers.0);
         let mut views: Vec<PoolView> = pools
             .iter()
@@ -121,7 +126,7 @@ impl App {
         let share = u64::from(self.config().pool_share_percent.min(100));
         let allowed: u64 = nodes
             .iter()
-            .filter(|node| node.state == NodeState::Active)
+            .filter(|node| node.state == NodeState::Active && node.health == NodeHealth::Live)
             .map(|node| u64::from(node.capacity_mib) * share / 100)
             .sum();
         let held: u64 = slots.iter().map(|slot| u64::from(slot.memory_mib)).sum();

@@ -58,6 +58,8 @@ pub enum Retire {
     Outdated,
     Aged,
     Surplus,
+    /// Other pools have less than their share, and this one more.
+    Shared,
 }
 
 impl Retire {
@@ -68,6 +70,7 @@ impl Retire {
             Self::Outdated => "outdated",
             Self::Aged => "aged",
             Self::Surplus => "surplus",
+            Self::Shared => "shared",
         }
     }
 }
@@ -103,11 +106,32 @@ fn retirement(slot: &WarmSlot, policy: &Policy, now: Millis) -> Option<Retire> {
     }
 }
 
+/// How many slots each pool may have of `total_mib`: one by one to the emptiest by the share of its target.
+fn shares(pools: &[PoolView], total_mib: u32) -> Vec<u32> {
+    let most: Vec<u32> = pools.iter().map(|pool| if pool.full { 0 } else { pool.target }).collect();
+    let (mut shares, mut left) = (vec![0; pools.len()], total_mib);
+    while let Some(at) = emptiest(pools, &shares, &most, left) {
+        shares[at] += 1;
+        left -= pools[at].memory_mib;
+    }
+    shares
+}
+
+/// Of the pools that have less than their most and can have one more, the emptiest by the share of its target; ties by the
+/// order given.
+fn emptiest(pools: &[PoolView], have: &[u32], most: &[u32], left_mib: u32) -> Option<usize> {
+    let wants = |at: &usize| have[*at] < most[*at] && pools[*at].memory_mib <= left_mib;
+    (0..pools.len()).filter(wants).min_by_key(|at| (u64::from(have[*at]) * 1000 / u64::from(pools[*at].target), *at))
+}
+
 /// What one pass of the pool does.
 pub fn plan(pools: &[PoolView], policy: &Policy, now: Millis) -> PoolPlan {
     let mut plan = PoolPlan::default();
     let mut retired = Vec::new();
-    let mut standing = Vec::new();
+    // How many stay of each pool, how many of all are still coming, and which stay, what is worth least first.
+    let (mut have, mut coming, mut kept_of) = (Vec::new(), 0, Vec::new());
+    // Comes back when what leaves is gone.
+    let mut leaving_mib = 0;
     for pool in pools {
         let mut kept: Vec<&WarmSlot> = Vec::new();
         for slot in pool.slots.iter().filter(|slot| !slot.leaving) {
@@ -120,39 +144,48 @@ pub fn plan(pools: &[PoolView], policy: &Policy, now: Millis) -> PoolPlan {
         kept.sort_by_key(|slot| (slot.state.is_ready(), -slot.created_at, slot.id));
         let surplus = kept.len().saturating_sub(pool.target as usize);
         retired.extend(kept.drain(..surplus).map(|slot| (Retire::Surplus, slot.id)));
-        let coming = kept.iter().filter(|slot| !slot.state.is_ready()).count() as u32;
-        standing.push((kept.len() as u32, coming));
+        coming += kept.iter().filter(|slot| !slot.state.is_ready()).count() as u32;
+        have.push(kept.len() as u32);
+        leaving_mib += pool.memory_mib * (pool.slots.len() - kept.len()) as u32;
+        kept_of.push(kept);
+    }
+
+    // A pool that came late, or whose slots are large, gets its share of a room that others have filled before it. Nothing
+    // is ordered beyond a share, so what is given up here does not come back.
+    let held: u32 = pools.iter().zip(&have).map(|(pool, have)| pool.memory_mib * have).sum();
+    let shares = shares(pools, policy.budget_mib.saturating_add(leaving_mib).saturating_add(held));
+    let waits = |at: usize| waits_until(&pools[at]).filter(|until| *until > now);
+    let lacking = |at: &usize| have[*at] < shares[*at];
+    plan.wake_at = (0..pools.len()).filter(lacking).filter_map(waits).min();
+    let wanted = (0..pools.len()).filter(lacking).filter(|at| waits(*at).is_none());
+    let wanted = wanted.map(|at| pools[at].memory_mib).max().unwrap_or(0);
+    let mut coming_back = policy.budget_mib.saturating_add(leaving_mib);
+    for (at, kept) in kept_of.into_iter().enumerate() {
+        for slot in kept.into_iter().take(have[at].saturating_sub(shares[at]) as usize) {
+            if coming_back >= wanted {
+                break;
+            }
+            retired.push((Retire::Shared, slot.id));
+            have[at] -= 1;
+            coming -= u32::from(!slot.state.is_ready());
+            coming_back += pools[at].memory_mib;
+        }
     }
     retired.sort();
     plan.truncated = retired.len() > policy.retire_max;
     plan.steps.extend(retired.into_iter().take(policy.retire_max).map(|(why, slot)| Step::Retire { slot, why }));
 
-    let mut room = policy.in_flight_max.saturating_sub(standing.iter().map(|(_, coming)| coming).sum());
+    let most: Vec<u32> = (0..pools.len()).map(|at| if waits(at).is_some() { 0 } else { shares[at] }).collect();
+    let mut room = policy.in_flight_max.saturating_sub(coming);
     let mut budget = policy.budget_mib;
-    loop {
-        // The emptiest pool first, by the share of its target; ties by the order given.
-        let next = pools
-            .iter()
-            .zip(&standing)
-            .enumerate()
-            .filter(|(_, (pool, (have, _)))| !pool.full && *have < pool.target && pool.memory_mib <= budget)
-            .filter(|(_, (pool, _))| match waits_until(pool) {
-                Some(until) if until > now => {
-                    plan.wake_at = Some(plan.wake_at.map_or(until, |known| known.min(until)));
-                    false
-                }
-                _ => true,
-            })
-            .min_by_key(|(at, (pool, (have, _)))| (u64::from(*have) * 1000 / u64::from(pool.target), *at))
-            .map(|(at, _)| at);
-        let Some(at) = next else { break };
+    while let Some(at) = emptiest(pools, &have, &most, budget) {
         if room == 0 {
             plan.truncated = true;
             break;
         }
         room -= 1;
         budget -= pools[at].memory_mib;
-        standing[at].0 += 1;
+        have[at] += 1;
         plan.steps.push(Step::Order { template: pools[at].template.clone(), tier: pools[at].tier.clone() });
     }
     plan
@@ -247,6 +280,46 @@ mod tests {
         assert_eq!(orders(&plan(&[pool(5, vec![])], &tight, 0)), 1);
     }
 
+    /// Carries a plan out at once: what goes is gone, what is ordered is ready.
+    fn carried_out(pools: &mut [PoolView], budget: &mut u32, plan: &PoolPlan, next: &mut u128) {
+        for step in &plan.steps {
+            match step {
+                Step::Retire { slot, .. } => {
+                    let pool = pools.iter_mut().find(|pool| pool.slots.iter().any(|known| known.id == *slot)).unwrap();
+                    pool.slots.retain(|known| known.id != *slot);
+                    *budget += pool.memory_mib;
+                }
+                Step::Order { tier, .. } => {
+                    let pool = pools.iter_mut().find(|pool| pool.tier == *tier).unwrap();
+                    *next += 1;
+                    pool.slots.push(slot(*next, SlotState::Waiting));
+                    *budget -= pool.memory_mib;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pool_that_came_late_gets_its_share() {
+        let small = pool(20, (0..12).map(|id| slot(id, SlotState::Waiting)).collect());
+        let large = PoolView { tier: "business".to_owned(), memory_mib: 1024, ..pool(2, vec![]) };
+        let (mut pools, mut budget, mut next) = (vec![small, large], 200, 100);
+        let first = plan(&pools, &Policy { budget_mib: budget, ..POLICY }, 10);
+        let shared = |step: &Step| matches!(step, Step::Retire { why: Retire::Shared, .. });
+        // 824 MiB are missing to the first large one: four small ones make room for it.
+        assert_eq!((first.steps.iter().filter(|step| shared(step)).count(), orders(&first)), (4, 0));
+        carried_out(&mut pools, &mut budget, &first, &mut next);
+        let second = plan(&pools, &Policy { budget_mib: budget, ..POLICY }, 10);
+        assert_eq!(second.steps, [Step::Order { template: "hello".to_owned(), tier: "business".to_owned() }]);
+        carried_out(&mut pools, &mut budget, &second, &mut next);
+        assert_eq!(plan(&pools, &Policy { budget_mib: budget, ..POLICY }, 10).steps, []);
+        // One that fails takes nothing from the others.
+        let failing = PoolView { failures_in_a_row: 3, last_failure_at: Some(0), slots: vec![], ..pools[1].clone() };
+        let pools =
+            [PoolView { slots: (0..16).map(|id| slot(id, SlotState::Waiting)).collect(), ..pools[0].clone() }, failing];
+        assert_eq!(plan(&pools, &Policy { budget_mib: 0, ..POLICY }, 10).steps, []);
+    }
+
     fn any_state() -> impl Strategy<Value = SlotState> {
         prop::sample::select(SlotState::ALL.to_vec())
     }
@@ -274,10 +347,36 @@ mod tests {
                     let (pool, seen) = pools.iter().find_map(|pool| pool.slots.iter().find(|known| known.id == *slot).map(|seen| (pool, seen))).unwrap();
                     prop_assert!(!seen.leaving);
                     if seen.state.is_ready() && !seen.outdated {
-                        prop_assert_eq!(*why, Retire::Surplus);
-                        prop_assert!(pool.slots.len() as u32 > pool.target);
+                        prop_assert!(matches!(why, Retire::Surplus | Retire::Shared));
+                        prop_assert!(*why == Retire::Shared || pool.slots.len() as u32 > pool.target);
                     }
                 }
+            }
+        }
+
+        /// Whatever pools hold, they come to shares that are kept; nothing is made and given up in turns.
+        #[test]
+        fn pools_settle(
+            wanted in prop::collection::vec((0u32..8, 0usize..10, prop::sample::select(vec![64u32, 256, 1024])), 1..5),
+            spare in 0u32..3000,
+        ) {
+            let mut next = 0;
+            let mut pools: Vec<_> = wanted.into_iter().enumerate().map(|(at, (target, count, memory_mib))| {
+                let slots = (0..count).map(|_| { next += 1; slot(next, SlotState::Waiting) }).collect();
+                PoolView { tier: at.to_string(), memory_mib, ..pool(target, slots) }
+            }).collect();
+            let mut budget = spare;
+            for pass in 0.. {
+                let plan = plan(&pools, &Policy { budget_mib: budget, ..POLICY }, 10);
+                if plan.steps.is_empty() {
+                    break;
+                }
+                prop_assert!(pass < 100, "it does not settle: {plan:?}");
+                carried_out(&mut pools, &mut budget, &plan, &mut next);
+            }
+            let held: u32 = pools.iter().map(|pool| pool.memory_mib * pool.slots.len() as u32).sum();
+            for (pool, share) in pools.iter().zip(shares(&pools, budget + held)) {
+                prop_assert!(pool.slots.len() as u32 >= share, "{pools:?} {budget}");
             }
         }
     }
