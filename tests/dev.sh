@@ -83,6 +83,8 @@ suite_e2e() {
     BASE_URL=http://localhost:$(port_of CLAWHQ_API__LISTEN 4180) counted npm --prefix web run e2e || rc=$?
   if (( rc )); then as_root tail -n 60 "$data/log/clawhq.log" | cut -c 1-400; fi
   "$ROOT/dev" down --purge || rc=1
+  # A container that outlives its daemon would be nobody's.
+  if pgrep -f "$data/docker" >/dev/null; then say "Left over: $(pgrep -af "$data/docker" | cut -c 1-160)"; rc=1; fi
   return "$rc"
 }
 

@@ -74,6 +74,19 @@ pub struct Ledger {
     pub installation: String,
 }
 
+/// What the containers of the ledger in `dir` are labelled with; none were made where there is none.
+pub fn installation(dir: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(dir.join("installation")) {
+        Ok(text) => Ok(Some(text).filter(|text| is_one(text))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_one(installation: &str) -> bool {
+    installation.len() == 16 && installation.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 impl Ledger {
     /// Errors: the directory cannot be written, or another node agent has it.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
@@ -83,12 +96,11 @@ impl Ledger {
         let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| anyhow::anyhow!("another node agent uses {}: {error}", dir.display()))?;
         let mut ledger = Self { slots, small: dir.to_owned(), _lock: lock, installation: String::new() };
-        let is_one = |text: &String| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let kept = ledger.read("installation")?.map(|bytes| String::from_utf8(bytes).unwrap_or_default());
         if kept.as_ref().is_some_and(|text| !is_one(text)) {
             tracing::error!(dir = %dir.display(), "the installation's id is damaged: containers made under it are not ours any more");
         }
-        ledger.installation = match kept.filter(is_one) {
+        ledger.installation = match kept.filter(|text| is_one(text)) {
             Some(known) => known,
             None => {
                 let fresh = hex::encode(rand::random::<[u8; 8]>());
@@ -184,6 +196,7 @@ pub fn redacted(desired: &v1::SlotDesired) -> v1::SlotDesired {
         working_dir: process.working_dir.clone(),
         files: Vec::new(),
         probe: process.probe.clone(),
+        warm_up: Vec::new(),
         start_deadline_ms: process.start_deadline_ms,
         stop_deadline_ms: process.stop_deadline_ms,
     };
@@ -376,6 +389,7 @@ mod tests {
             probe: Some(v1::Probe { kind: Some(v1::probe::Kind::TcpPort(80)) }),
             start_deadline_ms: 1,
             stop_deadline_ms: 2,
+            warm_up: vec![v1::WarmUp { body: "HUSH".into(), ..v1::WarmUp::default() }],
         };
         v1::SlotDesired {
             slot_id: SlotId::from_u128(1).to_string(),
@@ -413,6 +427,7 @@ mod tests {
         let ledger = Ledger::open(dir.path()).unwrap();
         assert_eq!(ledger.load().unwrap(), [(slot, record)]);
         assert_eq!((ledger.dial().unwrap(), &ledger.installation), (3, &installation));
+        assert_eq!(super::installation(dir.path()).unwrap(), Some(installation));
         ledger.remove(slot).unwrap();
         ledger.remove(slot).unwrap();
         assert_eq!(ledger.load().unwrap(), []);

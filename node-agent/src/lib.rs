@@ -64,8 +64,8 @@ pub async fn run_with_metrics(mut config: Config, shutdown: CancellationToken, m
     config.data_dir = config.data_dir.canonicalize()?;
     let node_dir = config.node_dir();
     prepare(&config)?;
-    let ledger = Ledger::open(&node_dir.join("ledger"))?;
-    let spool = Spool::open(node_dir.join("ledger").join("reports"))?;
+    let ledger = Ledger::open(&ledger_dir(&config))?;
+    let spool = Spool::open(ledger_dir(&config).join("reports"))?;
     let records = ledger.load()?;
 
     let counters = metrics::Counters::register(&metrics);
@@ -131,6 +131,17 @@ pub async fn run_with_metrics(mut config: Config, shutdown: CancellationToken, m
     tokio::spawn(link.run());
     agent.run(event_queue, init_queue, stop).await;
     Ok(())
+}
+
+/// What this agent's containers carry as their [`LABEL_DATA`]; none were made where there is none.
+///
+/// Errors: the ledger cannot be read.
+pub fn installation(config: &Config) -> std::io::Result<Option<String>> {
+    ledger::installation(&ledger_dir(config))
+}
+
+fn ledger_dir(config: &Config) -> std::path::PathBuf {
+    config.node_dir().join("ledger")
 }
 
 /// Directories, the `init` the containers mount, and their resolv.conf.
