@@ -49,12 +49,21 @@ pub(crate) fn org_event(kind: &str, message: String, data: serde_json::Value) ->
     NewEvent { id: mint(), workload: None, instance: None, kind: kind.to_owned(), message, data }
 }
 
+/// Each org costs rows for ever and has limits of its own: nobody multiplies theirs without end.
+pub const ORGS_OWNED_MAX: usize = 20;
+
 impl App {
     /// Another org of the same person, who owns it.
     pub async fn create_org(&self, credential: &Credential, name: &str, slug: Option<&str>) -> Result<Org> {
         let signed_in = self.session_of(credential).await?;
         let name = org_name(name)?;
         let rows = self.store().user(&signed_in.scope);
+        let owned = rows.orgs().await?.iter().filter(|one| one.role == Role::Owner).count();
+        if owned >= ORGS_OWNED_MAX {
+            let why = format!("One person owns {ORGS_OWNED_MAX} orgs at most.");
+            let hint = "Use one that is there, or make somebody else the owner of one.";
+            return Err(Error::Refused(Reason::new("quota_exceeded", why).with_hint(hint)));
+        }
         let base: String = slug.map_or_else(
             || name.to_lowercase().chars().filter(char::is_ascii_lowercase).take(14).collect(),
             str::to_owned,

@@ -12,7 +12,9 @@ pub mod limits {
     pub const ENV_BYTES: usize = 128 * 1024;
     pub const ENV_ENTRIES: usize = 200;
     pub const SECRETS: usize = 100;
-    /// The claim's frame is at most 4 MiB.
+    /// As they are delivered, sealed: with the environment and the arguments below `execve`'s 2 MiB, and with the files
+    /// below the claim's frame of 4 MiB.
+    pub const SECRETS_BYTES: usize = 1536 * 1024;
     pub const FILES: usize = 50;
     pub const FILE_BYTES: usize = 256 * 1024;
     pub const FILES_BYTES: usize = 1024 * 1024;

@@ -1,5 +1,7 @@
 //! Secrets of an org: names, versions, sealed bytes. No plaintext passes through here.
 
+use std::collections::BTreeMap;
+
 use clawhq_domain::Millis;
 use clawhq_domain::ids::{SecretId, UserId};
 use clawhq_domain::names::SecretName;
@@ -9,7 +11,7 @@ use crate::change::Change;
 use crate::entity::{secret, secret_version};
 use crate::error::{OrStore, Result, StoreError};
 use crate::events::record;
-use crate::row::{Id, Row, bytes, millis, optional};
+use crate::row::{Id, Row, bytes, json, millis, optional};
 use crate::tx::{in_transaction, sql};
 use crate::{Tenant, idempotency};
 
@@ -56,6 +58,23 @@ impl Secrets<'_> {
         let find = secret::Entity::find().filter(secret::Column::OrgId.eq(self.tenant.org.uuid()));
         let models = find.order_by_asc(secret::Column::Name).limit(1000).all(&tx).await.or_store()?;
         models.into_iter().map(Secret::try_from).collect()
+    }
+
+    /// Of those names that there are, the newest version and how many bytes it has sealed.
+    pub async fn newest(self, names: &[&SecretName]) -> Result<BTreeMap<SecretName, (u32, usize)>> {
+        let tx = self.tenant.begin().await?;
+        let select = "select s.id, s.name, v.version, octet_length(v.sealed) as bytes from secrets s
+            join secret_versions v on v.org_id = s.org_id and v.secret_id = s.id and v.version = s.latest_version
+            where s.org_id = $1 and s.name in (select value from jsonb_array_elements_text($2))";
+        let names = json(names.iter().map(|name| name.as_str()).collect());
+        let rows = tx.query_all_raw(sql(select, [self.tenant.org.value(), names])).await.or_store()?;
+        rows.iter()
+            .map(|row| {
+                let row = Row::new(row, "secrets", "id");
+                let name = row.parse("name", |text| SecretName::parse(text).ok())?;
+                Ok((name, (row.unsigned("version")?, row.unsigned("bytes")? as usize)))
+            })
+            .collect()
     }
 
     /// Newest first; at most 1000.
