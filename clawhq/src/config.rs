@@ -43,19 +43,13 @@ pub struct Settings {
 }
 
 /// PostgreSQL.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Database {
     /// `postgres://…`; empty: the private server of the data directory. `DATABASE_URL` wins.
     pub url: Secret,
-    /// Connections of one process at most.
+    /// Connections of one process at most; 0: four a processor, eight at least. More only wait for each other.
     pub connections: u32,
-}
-
-impl Default for Database {
-    fn default() -> Self {
-        Database { url: Secret::default(), connections: 20 }
-    }
 }
 
 /// Docker.

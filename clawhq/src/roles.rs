@@ -58,7 +58,10 @@ async fn connect(settings: &Settings) -> Result<Store> {
         bail!("no database: set DATABASE_URL, or database.url in clawhq.toml");
     }
     let mut options = StoreOptions::new(settings.database.url.expose());
-    options.max_connections = settings.database.connections.max(2);
+    options.max_connections = match settings.database.connections {
+        0 => 4 * u32::try_from(std::thread::available_parallelism().map_or(2, usize::from)).unwrap_or(2).clamp(2, 16),
+        set => set.max(2),
+    };
     Store::connect(&options).await.context("the database does not answer")
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clawhq_domain::Millis;
 use clawhq_domain::host::{
-    self, Act, Container, Ended, Fault, Have, Init, Op, Owner, Policy, Step as Order, View, kind_of,
+    self, Act, Burst, Container, Ended, Fault, Have, Init, Op, Owner, Policy, Step as Order, View, kind_of,
 };
 use clawhq_domain::ids::{InstanceId, NodeId, SlotId, VolumeId};
 use clawhq_domain::slot::{Exit, Failure, FailureKind, LOG_TAIL_LINES, SlotReport, SlotState, SlotTarget, Step};
@@ -169,6 +169,8 @@ struct Slot {
     out_of_memory: bool,
     timing: Timing,
     reported: Option<Reported>,
+    /// Since when there is something to report that has not been said yet.
+    unsaid_since: Option<Millis>,
     saved: Vec<u8>,
     dirty: bool,
 }
@@ -211,6 +213,7 @@ impl Slot {
             out_of_memory: false,
             timing: Timing::default(),
             reported: None,
+            unsaid_since: None,
             saved: Vec::new(),
             dirty: true,
         }
@@ -311,6 +314,8 @@ pub struct Agent {
     next_op: u64,
     asked_full: Option<Instant>,
     wake_at: Option<Millis>,
+    /// Claims that come in now.
+    burst: Option<Burst>,
     removing_volumes: BTreeSet<VolumeId>,
 }
 
@@ -382,6 +387,7 @@ impl Agent {
             next_op: 0,
             asked_full: None,
             wake_at: None,
+            burst: None,
             removing_volumes: BTreeSet::new(),
         }
     }
@@ -582,6 +588,7 @@ impl Agent {
                 return;
             }
             if wanted.view.claim.is_some() && known.view.claim.is_none() {
+                self.burst = Some(Burst::joined(self.burst, now, &self.policy));
                 slot.timing = Timing { began: Some(at), lap: Some(at), ..Timing::default() };
             }
         } else if wanted.view.claim.is_some() {
@@ -1182,8 +1189,15 @@ impl Agent {
         if probe == Probe::Started {
             return self.on_ready(id, run);
         }
+        // Only before it is somebody's: a claim does not wait for what was to be loaded before it.
+        let process = want.process().filter(|_| want.view.claim.is_none());
+        let warm_ups: Vec<_> = process
+            .into_iter()
+            .flat_map(|process| process.warm_up.iter().filter_map(|one| probe::Request::warm_up(one, process)))
+            .collect();
         let task = tokio::spawn(async move {
             probe::until_ready(&tools.workers, &netns, &probe).await;
+            probe::warm_up(&tools.workers, &netns, &warm_ups).await;
             let _ = tools.events.send(Event::Ready { slot: id, run }).await;
         });
         slot.probe = Some(task.abort_handle());
@@ -1213,12 +1227,12 @@ impl Agent {
     fn turn(&mut self) {
         // Steps change what is known, so that others follow: a handful of rounds, never a loop without end.
         for _ in 0..8 {
-            let lease_held = self.lease_held();
+            let slots = self.slots.values().map(|slot| (slot.want.as_ref().map(|want| &want.view), Some(&slot.have)));
             let view = View {
-                wants: self.slots.values().filter_map(|slot| Some(slot.want.as_ref()?.view.clone())).collect(),
-                haves: self.slots.values().map(|slot| slot.have.clone()).collect(),
+                slots: slots.collect(),
                 contacted: self.contacted,
-                lease_held,
+                lease_held: self.lease_held(),
+                burst: self.burst,
             };
             let plan = host::plan(&view, now_ms(), &self.policy);
             self.wake_at = plan.wake_at;
@@ -1321,8 +1335,15 @@ impl Agent {
             failure: failure.as_ref().map(|failure| failure.kind),
         };
         if slot.reported.as_ref() == Some(&now) {
+            slot.unsaid_since = None;
             return;
         }
+        let since = *slot.unsaid_since.get_or_insert_with(now_ms);
+        if let Err(at) = host::worth_saying(slot.reported.as_ref().map(|said| said.state), state, since, now_ms()) {
+            self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
+            return;
+        }
+        slot.unsaid_since = None;
         let steps = if state == SlotState::Running { std::mem::take(&mut slot.timing.steps) } else { Vec::new() };
         let report = SlotReport {
             slot: id,

@@ -72,14 +72,14 @@ impl Workers {
     pub async fn connect_soon(&self, netns: &Netns, port: u16) -> io::Result<TcpStream> {
         let stream = self
             .run(netns, move || {
-                let mut wait = Duration::from_micros(300);
+                let mut wait = Duration::from_micros(150);
                 loop {
                     match loopback(port) {
                         Err(error)
                             if error.kind() == io::ErrorKind::ConnectionRefused && wait < Duration::from_millis(4) =>
                         {
                             std::thread::sleep(wait);
-                            wait += wait / 2;
+                            wait += wait / 4;
                         }
                         other => return other,
                     }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use clawhq_domain::template::Probe;
+use clawhq_proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroize;
 
 use crate::netns::{Netns, Workers};
 
@@ -12,6 +14,8 @@ use crate::netns::{Netns, Workers};
 const FIRST_WAIT: Duration = Duration::from_millis(2);
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// An app that does not answer them is no worse than one that was not asked.
+const WARM_UP_DEADLINE: Duration = Duration::from_secs(10);
 /// Of an HTTP answer, to look for what is expected in it.
 const BODY_MAX: usize = 64 << 10;
 
@@ -55,6 +59,58 @@ async fn answers(workers: &Workers, netns: &Netns, probe: &Probe, first: bool) -
     matches!(timeout(ANSWER_DEADLINE, asked).await, Ok(Some(())))
 }
 
+/// What an app is asked at pool time, so that what it loads at its first use is loaded then.
+pub struct Request {
+    pub port: u16,
+    /// The whole of it.
+    pub bytes: Vec<u8>,
+}
+
+impl Request {
+    /// `None`: it cannot be sent as it is.
+    pub fn warm_up(wanted: &v1::WarmUp, process: &v1::Process) -> Option<Self> {
+        let port = u16::try_from(wanted.port).ok()?;
+        let token = (!wanted.bearer_env.is_empty()).then(|| process.env.get(&wanted.bearer_env)).flatten();
+        let odd = |text: &str| text.contains(|c: char| c.is_ascii_control() || c == ' ');
+        if !wanted.path.starts_with('/') || odd(&wanted.path) || token.is_some_and(|token| odd(token)) {
+            return None;
+        }
+        let (method, path, body) = (if wanted.body.is_empty() { "GET" } else { "POST" }, &wanted.path, &wanted.body);
+        let mut text = format!(
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: clawhq-probe\r\nAccept: */*\r\nConnection: close\r\n"
+        );
+        if let Some(token) = token {
+            text.push_str(&format!("Authorization: Bearer {token}\r\n"));
+        }
+        if !body.is_empty() {
+            text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+        }
+        text.push_str("\r\n");
+        text.push_str(body);
+        Some(Self { port, bytes: text.into_bytes() })
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+/// Sends them one after the other and reads what comes, at most for the time an answer may take in all.
+pub async fn warm_up(workers: &Workers, netns: &Netns, requests: &[Request]) {
+    let all = async {
+        for request in requests {
+            let Ok(mut stream) = workers.connect(netns, request.port).await else { return };
+            if stream.write_all(&request.bytes).await.is_ok() {
+                let mut answer = Vec::with_capacity(4096);
+                while answer.len() < BODY_MAX && stream.read_buf(&mut answer).await.is_ok_and(|count| count > 0) {}
+            }
+        }
+    };
+    let _ = timeout(WARM_UP_DEADLINE, all).await;
+}
+
 /// A status below 400, and what is expected in the body.
 fn is_good(answer: &[u8], expect: Option<&str>) -> bool {
     let status: Option<u16> = answer
@@ -82,6 +138,22 @@ mod tests {
         assert!(!is_good(b"SSH-2.0-x", None));
         assert!(!is_good(b"HTTP/1.1 200 OK\r\nx: live\r\n\r\n", Some("live")));
         assert!(is_good(b"HTTP/1.1 200 OK\r\n\r\n{\"live\":1}", Some("live")));
+    }
+
+    #[test]
+    fn a_warm_up_carries_its_token_and_cannot_be_bent() {
+        let process = v1::Process { env: [("T".to_owned(), "s3".to_owned())].into(), ..v1::Process::default() };
+        let ask = |path: &str, bearer: &str, body: &str| {
+            let wanted =
+                v1::WarmUp { port: 80, path: path.to_owned(), bearer_env: bearer.to_owned(), body: body.to_owned() };
+            Request::warm_up(&wanted, &process).map(|request| String::from_utf8(request.bytes.clone()).unwrap())
+        };
+        let post = ask("/x", "T", "{}").unwrap();
+        assert!(post.starts_with("POST /x HTTP/1.1\r\n") && post.ends_with("Content-Length: 2\r\n\r\n{}"), "{post}");
+        assert!(post.contains("Authorization: Bearer s3\r\n"));
+        let get = ask("/", "", "").unwrap();
+        assert!(get.starts_with("GET / HTTP/1.1\r\n") && !get.contains("Authorization"), "{get}");
+        assert!(ask("/a b", "", "").is_none() && ask("/a\r\nx: y", "", "").is_none() && ask("x", "", "").is_none());
     }
 
     #[tokio::test]

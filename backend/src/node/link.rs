@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clawhq_app::Error;
 use clawhq_app::hub::{NodeHint, NodeInbox};
-use clawhq_app::nodes::Heartbeat;
+use clawhq_app::nodes::{Heartbeat, SlotDesired};
 use clawhq_domain::ids::{NodeId, SlotId};
 use clawhq_domain::slot::SlotReport;
 use clawhq_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
@@ -212,7 +212,14 @@ impl Link {
                     let hinted = Instant::now();
                     let Some(hint) = hint else { return Err(Status::aborted("a newer stream of this node took over")) };
                     match gather(hint, &mut inbox) {
-                        Gathered::Slots(slots) => self.upsert(&slots, hinted).await?,
+                        Gathered::Slots { claimed, changed } => {
+                            for slot in claimed {
+                                self.tell(slot, hinted).await?;
+                            }
+                            if !changed.is_empty() {
+                                self.upsert(&changed, hinted).await?;
+                            }
+                        }
                         Gathered::TooMany => self.full().await?,
                         Gathered::Everything => {
                             // Notices were missed because the database was away. Reports are acknowledged before they
@@ -232,8 +239,7 @@ impl Link {
         match self.backend.app().desired(self.node, slots).await {
             Ok(desired) => {
                 for slot in desired {
-                    self.send(v1::down::Frame::Upsert(wire::slot(slot))).await?;
-                    self.backend.metrics().node_upsert.observe(hinted.elapsed().as_secs_f64());
+                    self.tell(slot, hinted).await?;
                 }
                 Ok(())
             }
@@ -243,6 +249,12 @@ impl Link {
                 self.full().await
             }
         }
+    }
+
+    async fn tell(&self, slot: SlotDesired, hinted: Instant) -> Result<(), Status> {
+        self.send(v1::down::Frame::Upsert(wire::slot(slot))).await?;
+        self.backend.metrics().node_upsert.observe(hinted.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Reads and sends everything, trying until the database answers.
@@ -407,9 +419,13 @@ enum What {
     Nothing,
 }
 
-#[derive(Debug, PartialEq, Eq)]
 enum Gathered {
-    Slots(Vec<SlotId>),
+    Slots {
+        /// To be said as they are.
+        claimed: Vec<SlotDesired>,
+        /// To be read.
+        changed: Vec<SlotId>,
+    },
     /// More than are sent one by one.
     TooMany,
     /// Nobody knows what has changed.
@@ -418,22 +434,23 @@ enum Gathered {
 
 /// All hints that wait already.
 fn gather(first: NodeHint, inbox: &mut NodeInbox) -> Gathered {
-    let mut slots = Vec::new();
+    let (mut claimed, mut changed) = (Vec::new(), Vec::new());
     let mut too_many = false;
     let mut next = Some(first);
     while let Some(hint) = next {
         match hint {
             NodeHint::Everything => return Gathered::Everything,
-            NodeHint::SlotChanged(slot) if slots.len() < UPSERTS_MAX => {
-                if !slots.contains(&slot) {
-                    slots.push(slot);
+            NodeHint::Claimed(slot) if claimed.len() < UPSERTS_MAX => claimed.push(*slot),
+            NodeHint::SlotChanged(slot) if changed.len() < UPSERTS_MAX => {
+                if !changed.contains(&slot) {
+                    changed.push(slot);
                 }
             }
-            NodeHint::SlotChanged(_) => too_many = true,
+            NodeHint::Claimed(_) | NodeHint::SlotChanged(_) => too_many = true,
         }
         next = inbox.hints.try_recv().ok();
     }
-    if too_many { Gathered::TooMany } else { Gathered::Slots(slots) }
+    if too_many { Gathered::TooMany } else { Gathered::Slots { claimed, changed } }
 }
 
 #[cfg(test)]
@@ -450,11 +467,13 @@ mod tests {
         hub.slot_changed(node, slot(1));
         hub.slot_changed(node, slot(2));
         let some = gather(NodeHint::SlotChanged(slot(1)), &mut inbox);
-        assert_eq!(some, Gathered::Slots(vec![slot(1), slot(2)]));
+        assert!(
+            matches!(some, Gathered::Slots { claimed, changed } if claimed.is_empty() && changed == [slot(1), slot(2)])
+        );
         (0..=UPSERTS_MAX).for_each(|number| hub.slot_changed(node, slot(number)));
-        assert_eq!(gather(NodeHint::SlotChanged(slot(0)), &mut inbox), Gathered::TooMany);
+        assert!(matches!(gather(NodeHint::SlotChanged(slot(0)), &mut inbox), Gathered::TooMany));
         hub.slot_changed(node, slot(1));
         hub.everything_changed();
-        assert_eq!(gather(NodeHint::SlotChanged(slot(0)), &mut inbox), Gathered::Everything);
+        assert!(matches!(gather(NodeHint::SlotChanged(slot(0)), &mut inbox), Gathered::Everything));
     }
 }

@@ -90,7 +90,7 @@ fn claim(claim: Claim) -> v1::Claim {
 }
 
 fn process(process: Process) -> v1::Process {
-    let Process { argv, env, working_dir, files, probe, start_deadline_ms, stop_deadline_ms } = process;
+    let Process { argv, env, working_dir, files, probe, warm_up, start_deadline_ms, stop_deadline_ms } = process;
     v1::Process {
         argv,
         env: env.into_iter().map(|(name, value)| (name, value.as_str().to_owned())).collect(),
@@ -106,6 +106,15 @@ fn process(process: Process) -> v1::Process {
             })
             .collect(),
         probe: Some(probe.into()),
+        warm_up: warm_up
+            .into_iter()
+            .map(|request| v1::WarmUp {
+                port: request.port.into(),
+                path: request.path,
+                bearer_env: request.bearer.map(|name| name.to_string()).unwrap_or_default(),
+                body: request.body.unwrap_or_default(),
+            })
+            .collect(),
         start_deadline_ms,
         stop_deadline_ms,
     }

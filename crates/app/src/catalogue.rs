@@ -11,11 +11,17 @@ use parking_lot::RwLock;
 
 use crate::{App, Error, Result};
 
-/// How old a kept catalogue may be: an operator's change shows within this.
+/// A kept catalogue older than this is read anew beside the request that finds it so;
 const FRESH_MS: Millis = 1_000;
+/// one older than this before it. An operator's change shows within this.
+const STALE_MS: Millis = 3_000;
 
 #[derive(Default)]
-pub(crate) struct Cache(RwLock<Option<Kept>>);
+pub(crate) struct Cache {
+    kept: RwLock<Option<Kept>>,
+    /// Held while it is read: a burst of requests reads it once.
+    reading: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Clone)]
 struct Kept {
@@ -26,14 +32,37 @@ struct Kept {
 
 impl App {
     async fn catalogue(&self) -> Result<Kept> {
-        let now = self.now();
-        if let Some(kept) = self.0.catalogue.0.read().as_ref().filter(|kept| now - kept.at < FRESH_MS) {
-            return Ok(kept.clone());
+        let cache = &self.0.catalogue;
+        let kept = |most: Millis| cache.kept.read().as_ref().filter(|kept| self.now() - kept.at < most).cloned();
+        if let Some(fresh) = kept(FRESH_MS) {
+            return Ok(fresh);
         }
+        if let Some(stale) = kept(STALE_MS) {
+            if let Ok(reading) = cache.reading.clone().try_lock_owned() {
+                let app = self.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = app.read_catalogue().await {
+                        tracing::warn!("the catalogue could not be read anew: {error}");
+                    }
+                    drop(reading);
+                });
+            }
+            return Ok(stale);
+        }
+        let _reading = cache.reading.lock().await;
+        match kept(FRESH_MS) {
+            Some(fresh) => Ok(fresh),
+            None => self.read_catalogue().await,
+        }
+    }
+
+    async fn read_catalogue(&self) -> Result<Kept> {
+        // From before it is read: what changes meanwhile is not taken for fresh.
+        let now = self.now();
         let (entries, tiers) = tokio::try_join!(self.store().templates(), self.store().tiers())?;
         let templates = entries.into_iter().filter(|entry| entry.enabled).map(|entry| entry.template).collect();
         let kept = Kept { at: now, templates: Arc::new(templates), tiers: Arc::new(tiers) };
-        *self.0.catalogue.0.write() = Some(kept.clone());
+        *self.0.catalogue.kept.write() = Some(kept.clone());
         Ok(kept)
     }
 
@@ -60,7 +89,7 @@ impl App {
     /// An operator's act: other limits for a tier, or a new tier at the end.
     pub async fn put_tier(&self, tier: &Tier) -> Result<()> {
         self.store().system(&self.system()).put_tier(tier).await?;
-        *self.0.catalogue.0.write() = None;
+        *self.0.catalogue.kept.write() = None;
         Ok(())
     }
 
@@ -72,7 +101,7 @@ impl App {
             .map(|(position, template)| NewCatalogueEntry { template, position: position as u32 })
             .collect();
         self.store().system(&self.system()).publish_templates(&entries).await?;
-        *self.0.catalogue.0.write() = None;
+        *self.0.catalogue.kept.write() = None;
         Ok(())
     }
 }

@@ -115,13 +115,13 @@ impl App {
         };
         let rows = self.store().tenant(scope).workloads();
         match rows.launch(row.id, row.generation, row.release, &new, &change).await {
-            Ok(made) => {
-                let minted = self.after_placing(row.id, &made.placed)?;
+            Ok(mut made) => {
+                let minted = self.after_placing(row.id, &mut made.placed)?;
                 if let Some(minted) = minted.filter(|minted| !minted.is_empty()) {
                     self.write_minted_row(scope, row.id, &minted).await?;
                 }
                 if made.placed.placement.kind() == PlacementKind::Warm {
-                    self.hint_pool();
+                    self.hint_claimed();
                 }
                 Ok(())
             }
@@ -205,8 +205,8 @@ impl App {
             ..Change::default()
         };
         match rows.place_queued(instance, &new, &change).await {
-            Ok(placed) if placed.slot.is_some() => {
-                let minted = self.after_placing(instance.workload, &placed)?;
+            Ok(mut placed) if placed.slot.is_some() => {
+                let minted = self.after_placing(instance.workload, &mut placed)?;
                 if let Some(minted) = minted.filter(|minted| !minted.is_empty()) {
                     self.write_minted_row(scope, instance.workload, &minted).await?;
                 }

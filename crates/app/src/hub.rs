@@ -1,7 +1,8 @@
 //! Live node streams of this process: who to tell that a slot has changed.
 //!
-//! A hint carries no data. The stream's task reads the rows again, so a lost hint costs latency and a repeated one
-//! costs a query. Other replicas hear of it by NOTIFY, whose listener calls [`NodeHub::slot_changed`] as well.
+//! The stream's task reads the rows again, so a lost hint costs latency and a repeated one costs a query. A claim that
+//! was committed in this process brings what its node must be told along; it has a generation, so that one that comes
+//! late is old news to the node. Other replicas hear by NOTIFY, whose listener calls [`NodeHub::slot_changed`] as well.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,12 +11,15 @@ use clawhq_domain::ids::{NodeId, SlotId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::nodes::SlotDesired;
+
 /// More unread hints than this and the stream sends the whole set instead.
 const HINTS_MAX: usize = 4096;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeHint {
     SlotChanged(SlotId),
+    /// The same, with all there is to say.
+    Claimed(Box<SlotDesired>),
     /// Too much changed to say what.
     Everything,
 }
@@ -90,8 +94,16 @@ impl NodeHub {
     }
 
     pub fn slot_changed(&self, node: NodeId, slot: SlotId) {
+        self.hint(node, NodeHint::SlotChanged(slot));
+    }
+
+    pub fn claimed(&self, node: NodeId, desired: Box<SlotDesired>) {
+        self.hint(node, NodeHint::Claimed(desired));
+    }
+
+    fn hint(&self, node: NodeId, hint: NodeHint) {
         if let Some(attached) = self.nodes.lock().get(&node)
-            && attached.sender.try_send(NodeHint::SlotChanged(slot)).is_err()
+            && attached.sender.try_send(hint).is_err()
         {
             attached.overflow.store(true, std::sync::atomic::Ordering::Release);
         }
@@ -107,12 +119,12 @@ mod tests {
         let (hub, node, slot) = (NodeHub::default(), NodeId::from_u128(1), SlotId::from_u128(2));
         let mut newer = hub.attach(node, 2);
         let mut older = hub.attach(node, 1);
-        assert_eq!(older.next().await, None, "it is told that it is the older one");
+        assert!(older.next().await.is_none(), "it is told that it is the older one");
         hub.slot_changed(node, slot);
-        assert_eq!(newer.next().await, Some(NodeHint::SlotChanged(slot)));
+        assert!(matches!(newer.next().await, Some(NodeHint::SlotChanged(changed)) if changed == slot));
         hub.detach(node, 1);
         assert!(hub.holds(node));
         let _newest = hub.attach(node, 3);
-        assert_eq!(newer.next().await, None);
+        assert!(newer.next().await.is_none());
     }
 }

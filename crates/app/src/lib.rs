@@ -95,6 +95,7 @@ pub(crate) struct Inner {
     pub(crate) catalogue: catalogue::Cache,
     pub(crate) hints: Hints,
     pub(crate) listening: listen::Listening,
+    pub(crate) saying: parking_lot::Mutex<listen::Saying>,
 }
 
 #[derive(Default)]
@@ -118,6 +119,7 @@ impl App {
             catalogue: catalogue::Cache::default(),
             hints: Hints::default(),
             listening: listen::Listening::default(),
+            saying: parking_lot::Mutex::default(),
             store,
             config,
             clock,

@@ -1,5 +1,6 @@
-//! What other processes say: their commits, as hints for our waiters, streams and loops. A lost one costs latency.
+//! What other processes say and are told: commits, as hints for waiters, streams and loops. A lost one costs latency.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clawhq_store::{Notice, channel};
@@ -8,14 +9,55 @@ use tokio_util::sync::CancellationToken;
 
 use crate::App;
 
-/// Whether this process listens already: the roles share one connection for it.
+/// What is said of the pool when a slot was claimed.
+const CLAIMED: &str = "claimed";
+/// From a claim to the order of its replacement: claims that come together are through by then, or hold up what is made.
+const REFILL_AFTER: std::time::Duration = std::time::Duration::from_millis(100);
+
 #[derive(Default)]
-pub(crate) struct Listening(AtomicBool);
+pub(crate) struct Listening {
+    /// This process listens already: the roles share one connection for it.
+    begun: AtomicBool,
+    /// A look at the pool is on its way.
+    refilling: AtomicBool,
+}
+
+/// What is to be said. While one statement is on its way, whatever comes up waits for the next: a burst of changes costs a
+/// few statements, not one each.
+#[derive(Default)]
+pub(crate) struct Saying {
+    waiting: BTreeSet<(&'static str, String)>,
+    under_way: bool,
+}
 
 impl App {
+    /// Tells every process, this one included, soon.
+    pub(crate) fn say(&self, channel: &'static str, payload: String) {
+        let mut saying = self.0.saying.lock();
+        saying.waiting.insert((channel, payload));
+        if std::mem::replace(&mut saying.under_way, true) {
+            return;
+        }
+        drop(saying);
+        let app = self.clone();
+        tokio::spawn(async move {
+            while let Some(said) = app.to_say() {
+                if let Err(error) = app.store().notify(&said).await {
+                    tracing::debug!("other processes were not told: {error}");
+                }
+            }
+        });
+    }
+
+    fn to_say(&self) -> Option<Vec<(&'static str, String)>> {
+        let mut saying = self.0.saying.lock();
+        saying.under_way = !saying.waiting.is_empty();
+        saying.under_way.then(|| std::mem::take(&mut saying.waiting).into_iter().collect())
+    }
+
     /// Begins to listen, once in a process; every role that needs hints may call it.
     pub fn listen(&self, shutdown: CancellationToken) {
-        if self.0.listening.0.swap(true, Ordering::AcqRel) {
+        if self.0.listening.begun.swap(true, Ordering::AcqRel) {
             return;
         }
         let app = self.clone();
@@ -72,6 +114,7 @@ impl App {
                 self.0.hints.outbox.wake();
                 self.0.hints.jobs.notify_one();
             }
+            channel::POOL if payload == CLAIMED => self.refill_soon(),
             channel::POOL => {
                 self.0.hints.pool.wake();
                 self.0.hints.queue.wake();
@@ -80,11 +123,28 @@ impl App {
         }
     }
 
+    /// A warm slot was claimed: it is replaced, but not in the middle of what else is claimed with it.
+    pub(crate) fn hint_claimed(&self) {
+        self.refill_soon();
+        self.say(channel::POOL, CLAIMED.to_owned());
+    }
+
+    fn refill_soon(&self) {
+        if self.0.listening.refilling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let app = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(REFILL_AFTER).await;
+            app.0.listening.refilling.store(false, Ordering::Release);
+            app.0.hints.pool.wake();
+        });
+    }
+
     /// Something about the pool or the room on nodes has changed: the loops look again, in whichever process they run.
     pub(crate) fn hint_pool(&self) {
         self.0.hints.pool.wake();
         self.0.hints.queue.wake();
-        let app = self.clone();
-        tokio::spawn(async move { app.store().notify(channel::POOL, "").await });
+        self.say(channel::POOL, String::new());
     }
 }

@@ -7,7 +7,7 @@ use clawhq_domain::names::EnvName;
 use clawhq_domain::placement::{self, SLOTS_MAX};
 use clawhq_domain::release::{Release, SecretTarget};
 use clawhq_domain::slot::{Failure, FailureKind, SlotReport, SlotState};
-use clawhq_domain::template::{Probe, Protocol, Template, Tmpfs, WarmMode};
+use clawhq_domain::template::{Probe, Protocol, Template, Tmpfs, WarmMode, WarmUp};
 use clawhq_domain::{Millis, Reason};
 use clawhq_runtime::ids::mint;
 use clawhq_sealing::Plaintext;
@@ -119,6 +119,8 @@ pub struct Process {
     pub working_dir: Option<String>,
     pub files: Vec<ProcessFile>,
     pub probe: Probe,
+    /// Sent once it is ready, before it counts as ready; at pool time only.
+    pub warm_up: Vec<WarmUp>,
     pub start_deadline_ms: u32,
     pub stop_deadline_ms: u32,
 }
@@ -235,6 +237,7 @@ pub fn process(
         working_dir: release.working_dir.clone(),
         files,
         probe: release.probe.clone(),
+        warm_up: Vec::new(),
         start_deadline_ms: release.start_deadline_ms,
         stop_deadline_ms: release.stop_deadline_ms,
     }
@@ -414,7 +417,7 @@ impl App {
         slots.into_iter().filter(|slot| slot.node == node).map(|slot| self.open_slot(slot)).collect()
     }
 
-    fn open_slot(&self, desired: store::SlotDesired) -> Result<SlotDesired> {
+    pub(crate) fn open_slot(&self, desired: store::SlotDesired) -> Result<SlotDesired> {
         let store::SlotDesired { slot, node: _, generation, present, spec, image_digest, minted, volume, claim } =
             desired;
         let store::SlotSpec { release, template, tier } = spec;
@@ -431,8 +434,10 @@ impl App {
         };
         // What an app keeps on its volume may name its host: the name lives as long as the volume.
         let name = volume.as_ref().map_or_else(|| slot.to_string(), |volume| volume.volume.to_string());
-        let pool_process = (present && runs_before_claim && template.is_some())
-            .then(|| process(&release, template.as_ref(), None, &minted, Vec::new()));
+        let pool_process = (present && runs_before_claim && template.is_some()).then(|| Process {
+            warm_up: template.iter().flat_map(|template| template.warm_up.clone()).collect(),
+            ..process(&release, template.as_ref(), None, &minted, Vec::new())
+        });
         let claim = match claim {
             Some(claim) if present => Some(self.open_claim(claim, template.as_ref(), &minted, runs_before_claim)?),
             _ => None,
@@ -523,7 +528,9 @@ impl App {
         match observed.owner {
             Some((org, workload, _)) => {
                 self.changed(org, workload);
-                self.hint_outbox();
+                if observed.woke {
+                    self.hint_outbox();
+                }
             }
             // A pool slot became ready, failed or went: the pool looks again.
             None => self.hint_pool(),
@@ -543,16 +550,14 @@ impl App {
     /// Wakes who waits for a workload, here and in other processes.
     pub(crate) fn changed(&self, org: OrgId, workload: WorkloadId) {
         self.waiters().wake(org, Some(workload));
-        let app = self.clone();
-        tokio::spawn(async move { app.store().notify(store::channel::INSTANCE, &format!("{org} {workload}")).await });
+        self.say(store::channel::INSTANCE, format!("{org} {workload}"));
     }
 
     /// Tells a slot's node that its row has changed, whichever process holds its stream.
     pub(crate) fn slot_changed(&self, node: NodeId, slot: SlotId) {
         self.hub().slot_changed(node, slot);
         if !self.hub().holds(node) {
-            let app = self.clone();
-            tokio::spawn(async move { app.store().notify(store::channel::NODE, &format!("{node} {slot}")).await });
+            self.say(store::channel::NODE, format!("{node} {slot}"));
         }
     }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 use clawhq_domain::Reason;
 use clawhq_domain::ids::{InstanceId, NodeId, SlotId, WorkloadId};
 use clawhq_domain::lifecycle::{self, Shown};
+use clawhq_domain::release::Release;
 use clawhq_domain::slot::SlotState;
 use clawhq_domain::template::Protocol;
-use clawhq_store::WorkloadRef;
+use clawhq_store::StraightRoute;
 
 use crate::workloads::serving;
 use crate::{App, Result};
@@ -40,32 +41,37 @@ impl Route {
     }
 }
 
+fn http_port(release: &Release) -> Option<u16> {
+    release.ports.iter().find(|port| port.protocol == Protocol::Http).map(|port| port.port)
+}
+
 impl App {
     /// `label` is `<workload>-<org's slug>`; slugs have no hyphen. `None`: nobody has this name.
     pub async fn route(&self, label: &str) -> Result<Option<Route>> {
         let Some((name, slug)) = label.rsplit_once('-') else { return Ok(None) };
-        let system = self.store().system(&self.system());
-        let Some(found) = system.workloads().by_host(slug, name).await? else { return Ok(None) };
-        let detail = self.store().tenant(&found.scope).workloads().get(&WorkloadRef::Id(found.workload)).await?;
-        let (state, reason) = lifecycle::shown(&detail.view(), detail.workload.deleted_at.is_some());
-        let port =
-            detail.release.release.ports.iter().find(|port| port.protocol == Protocol::Http).map(|port| port.port);
+        let workloads = self.store().system(&self.system()).workloads();
+        if let Some(straight) = workloads.straight(slug, name).await?
+            && let Some(port) = http_port(&straight.release)
+        {
+            let StraightRoute { workload, instance, slot, node, ingress, release: _ } = straight;
+            let target = Some(Target { node, slot, instance, ingress, port });
+            let (name, state) = (name.to_owned(), Shown::Running);
+            return Ok(Some(Route { name, workload: Some(workload), state, reason: None, target }));
+        }
+        let Some((detail, mut ingress)) = workloads.by_host(slug, name).await? else { return Ok(None) };
+        let (state, reason) = lifecycle::shown(&detail.view(), false);
+        let port = http_port(&detail.release.release);
         let answering = serving(&detail)
             .filter(|one| one.observed == SlotState::Running && one.ended_at.is_none() && !one.leaving)
             .and_then(|one| Some((one.id, one.slot?, one.node?)));
         let target = match (answering, port) {
             (Some((instance, slot, node)), Some(port)) => {
-                self.ingress_of(node).await?.map(|ingress| Target { node, slot, instance, ingress, port })
+                ingress.remove(&node).map(|ingress| Target { node, slot, instance, ingress, port })
             }
             _ => None,
         };
         let name = detail.workload.name.to_string();
-        Ok(Some(Route { name, workload: Some(found.workload), state, reason, target }))
-    }
-
-    async fn ingress_of(&self, node: NodeId) -> Result<Option<String>> {
-        let node = self.store().system(&self.system()).nodes().get(node).await?;
-        Ok(node.and_then(|node| node.facts.get("ingress")?.as_str().map(str::to_owned)))
+        Ok(Some(Route { name, workload: Some(detail.workload.id), state, reason, target }))
     }
 
     /// The same, waiting while it is on its way up.

@@ -93,8 +93,7 @@ impl App {
     /// Tells this process, and the others beside the request, that an outbox row waits.
     pub(crate) fn hint_outbox(&self) {
         self.0.hints.outbox.wake();
-        let app = self.clone();
-        tokio::spawn(async move { app.store().notify(channel::JOBS, "").await });
+        self.say(channel::JOBS, String::new());
     }
 
     /// What crashes left, and what is old.

@@ -21,8 +21,8 @@ use clawhq_domain::{Reason, names::SecretName};
 use clawhq_runtime::clock::Stopwatch;
 use clawhq_runtime::ids::mint;
 use clawhq_store::{
-    Change, IdempotencyKey, NewEvent, NewInstance, NewRelease, NewWorkload, Recipe, SlotSpec, StoredResponse,
-    VolumeUse, WorkloadDetail, WorkloadFilter as Rows, WorkloadRef,
+    Change, IdempotencyKey, NewEvent, NewInstance, NewRelease, NewWorkload, SlotSpec, StoredResponse, VolumeUse,
+    WorkloadDetail, WorkloadFilter as Rows, WorkloadRef,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -95,6 +95,8 @@ pub struct Reach {
 
 /// Pages looked through at most when a list is filtered by a state, which is computed and not stored.
 const FILTER_PAGES_MAX: usize = 20;
+/// While a request waits, a row is looked at this often though nobody said that it has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl App {
     // ------------------------------------------------------------------------------------------ looking
@@ -214,10 +216,10 @@ impl App {
         let deadline = tokio::time::Instant::now() + timeout;
         // Before the first look: a change in between is then a change after it.
         let mut changes = self.waiters().workload(workload);
-        let rows = self.store().tenant(&context.scope).workloads();
+        let rows = self.store().system(&self.system()).workloads();
         loop {
             changes.borrow_and_update();
-            match rows.get(&WorkloadRef::Id(workload)).await {
+            match rows.of(&context.scope, workload).await {
                 Ok(detail) if done(&detail) => return Ok(detail),
                 Ok(_) => {}
                 // What is waited for goes on while the database is away.
@@ -228,13 +230,13 @@ impl App {
                 Err(error) => return Err(error.into()),
             }
             // A silent node and a lost notification are only seen by looking.
-            let look = (tokio::time::Instant::now() + Duration::from_secs(2)).min(deadline);
+            let look = (tokio::time::Instant::now() + LOOK_EVERY).min(deadline);
             tokio::select! {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep_until(look) => {}
             }
             if tokio::time::Instant::now() >= deadline {
-                return Ok(rows.get(&WorkloadRef::Id(workload)).await?);
+                return Ok(rows.of(&context.scope, workload).await?);
             }
         }
     }
@@ -257,20 +259,31 @@ impl App {
     /// Secret versions are fixed now: the newest of each name.
     async fn fix_secrets(&self, context: &OrgContext, input: ConfigInput) -> Result<Config> {
         let ConfigInput { env, secrets, files, argv, ports, volume, uid } = input;
-        let known =
-            if secrets.is_empty() { Vec::new() } else { self.store().tenant(&context.scope).secrets().list().await? };
+        let names: Vec<_> = secrets.iter().map(|wanted| &wanted.secret).collect();
+        let known = if names.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.store().tenant(&context.scope).secrets().newest(&names).await?
+        };
+        let mut bytes = 0;
         let fixed = secrets
             .into_iter()
             .enumerate()
             .map(|(at, wanted)| {
-                let found = known.iter().find(|secret| secret.name == wanted.secret).ok_or_else(|| {
+                let (version, size) = *known.get(&wanted.secret).ok_or_else(|| {
                     let why = format!("There is no secret named {}.", wanted.secret);
                     let reason = Reason::new("secret_unknown", why).with_hint("Set it first, then refer to it.");
                     Error::invalid(format!("/config/secrets/{at}/name"), reason)
                 })?;
-                Ok(SecretRef { secret: wanted.secret, version: found.latest_version, target: wanted.target })
+                bytes += size;
+                Ok(SecretRef { secret: wanted.secret, version, target: wanted.target })
             })
             .collect::<Result<_>>()?;
+        if bytes > release::limits::SECRETS_BYTES {
+            let why = format!("The secrets have {bytes} bytes together, more than a process can be given.");
+            let hint = format!("{} bytes in all at most; put large data on a volume.", release::limits::SECRETS_BYTES);
+            return Err(Error::invalid("/config/secrets", Reason::new("config_invalid", why).with_hint(hint)));
+        }
         Ok(Config { env, secrets: fixed, files, argv, ports, volume, uid })
     }
 
@@ -345,8 +358,7 @@ impl App {
         let pool = template
             .as_ref()
             .filter(|_| release.fits_template_slot() && !keeps)
-            .and_then(|template| SlotSpec::of_pool(template, tier).ok())
-            .map(|spec| Recipe::of(&spec));
+            .and_then(|template| SlotSpec::of_pool(template, tier).ok());
         let fresh = template.as_ref().map(mint_credentials).unwrap_or_default();
         let minted = minted.filter(|minted| !minted.is_empty()).unwrap_or(&fresh);
         // A container made for one instance starts nothing before its claim, whatever the pool's do.
@@ -401,17 +413,19 @@ impl App {
             max_workloads: org_tier.max_workloads,
         };
         let admitted = micros(&mut watch);
-        let made = match self.store().tenant(&context.scope).workloads().create(&new, &change).await {
+        // From before it is there: whatever is reported of it is then a change that is seen.
+        let changes = self.waiters().workload(id);
+        let mut made = match self.store().tenant(&context.scope).workloads().create(&new, &change).await {
             Ok(made) => made,
             Err(error) => return self.replayed(context, error.into(), wait).await,
         };
         let committed = micros(&mut watch);
-        let minted = self.after_placing(id, &made.placed)?;
+        let minted = self.after_placing(id, &mut made.placed)?;
         if let Some(minted) = minted.as_ref().filter(|minted| !minted.is_empty()) {
             self.keep_minted(context, id, minted).await?;
         }
         if matches!(made.placed.placement, clawhq_store::Placement::Warm { .. }) {
-            self.hint_pool();
+            self.hint_claimed();
         }
         let steps = vec![
             Step { name: "admit".to_owned(), micros: admitted },
@@ -419,13 +433,30 @@ impl App {
         ];
         let placement = made.placed.placement.kind();
         let token = minted.and_then(|minted| minted.into_values().next()).map(|token| token.as_str().to_owned());
+        if let Some(wait) = wait {
+            // What was just made neither runs nor has failed: nothing is to be looked at before something is reported.
+            let first = changes_within(changes, LOOK_EVERY.min(wait)).await;
+            let left = wait.saturating_sub(first);
+            return self
+                .deployed(context, id, Some(left), settled(None, 0), Some(placement), steps, total, token)
+                .await;
+        }
         self.deployed(context, id, wait, settled(None, 0), Some(placement), steps, total, token).await
     }
 
     /// Tells the node, and opens the credentials that the slot came with.
-    pub(crate) fn after_placing(&self, workload: WorkloadId, placed: &clawhq_store::Placed) -> Result<Option<Minted>> {
+    pub(crate) fn after_placing(
+        &self,
+        workload: WorkloadId,
+        placed: &mut clawhq_store::Placed,
+    ) -> Result<Option<Minted>> {
         let Some((slot, node)) = placed.slot else { return Ok(None) };
-        self.slot_changed(node, slot);
+        // Where its node's stream ends in this process, it is told right away; another process has to read it.
+        let told = placed.told.take().filter(|_| self.hub().holds(node));
+        match told.map(|told| self.open_slot(*told)) {
+            Some(Ok(desired)) => self.hub().claimed(node, Box::new(desired)),
+            Some(Err(_)) | None => self.slot_changed(node, slot),
+        }
         tracing::debug!(workload.id = %workload, slot.id = %slot, placement = placed.placement.kind().name(), "placed");
         placed
             .minted
@@ -696,6 +727,13 @@ impl App {
     ) -> Result<()> {
         Ok(self.store().tenant(&context.scope).idempotency().answer(key, response).await?)
     }
+}
+
+/// Until the first change, at most `most`; returns how long it was.
+async fn changes_within(mut changes: tokio::sync::watch::Receiver<u64>, most: Duration) -> Duration {
+    let begun = tokio::time::Instant::now();
+    let _ = tokio::time::timeout(most, changes.changed()).await;
+    begun.elapsed()
 }
 
 /// Whether a deploy has come to an end that is worth answering: it runs (at least for the `runs`th time), or it failed.

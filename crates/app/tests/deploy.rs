@@ -29,6 +29,8 @@ struct World {
     _folder: tempfile::TempDir,
     app: App,
     org: OrgContext,
+    /// The person's who owns it.
+    credential: Credential,
     stop: CancellationToken,
 }
 
@@ -62,8 +64,9 @@ impl World {
                 origin(),
             )
             .await?;
-        let org = app.enter(&Credential::Session(signed_in.token), "acme", origin()).await?;
-        Ok(Self { db, _folder: folder, app, org, stop: CancellationToken::new() })
+        let credential = Credential::Session(signed_in.token);
+        let org = app.enter(&credential, "acme", origin()).await?;
+        Ok(Self { db, _folder: folder, app, org, credential, stop: CancellationToken::new() })
     }
 
     fn ask(&self, name: &str, claim: ClaimPolicy) -> Result<CreateWorkload> {
@@ -195,7 +198,11 @@ impl Node {
                 worked = &mut work => done = Some(worked),
                 hint = self.link.inbox.next() => {
                     ensure!(hint.is_some(), "the stream was taken over");
-                    let (Some(NodeHint::SlotChanged(_) | NodeHint::Everything) | None) = hint;
+                    if let Some(NodeHint::Claimed(told)) = hint {
+                        let set = self.app.desired_set(self.id).await?;
+                        let read = set.slots.iter().find(|slot| slot.slot == told.slot).context("what was told is in the set")?;
+                        ensure!(read.generation >= told.generation && told.present, "told what is not so");
+                    }
                 }
             }
         }
@@ -377,6 +384,34 @@ async fn orgs_do_not_see_each_other() -> Result<()> {
     let context = world.app.enter(&credential, &other.orgs[0].slug, origin()).await?;
     let foreign = world.app.workload(&context, &made.workload.id.to_string()).await;
     ensure!(matches!(foreign, Err(Error::NotFound("workload"))));
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_secrets_than_a_process_can_be_given_are_refused_at_once() -> Result<()> {
+    let world = World::new().await?;
+    let mut ask = world.ask("bot", ClaimPolicy::Never)?;
+    for number in 0..25 {
+        let (secret, env) = (SecretName::parse(&format!("KEY_{number}"))?, EnvName::parse(&format!("KEY_{number}"))?);
+        world.app.put_secret(&world.org, &secret, Plaintext::new("x".repeat(64 * 1024)), None).await?;
+        ask.config.secrets.push(SecretInput { secret, target: SecretTarget::Env(env) });
+    }
+    let refused = world.app.create_workload(&world.org, ask.clone(), None, None).await;
+    ensure!(matches!(refused, Err(Error::Invalid { pointer, .. }) if pointer == "/config/secrets"));
+    ask.config.secrets.truncate(20);
+    world.app.create_workload(&world.org, ask, None, None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_person_owns_a_bounded_number_of_orgs() -> Result<()> {
+    let world = World::new().await?;
+    let credential = world.credential.clone();
+    for number in 1..clawhq_app::orgs::ORGS_OWNED_MAX {
+        world.app.create_org(&credential, &format!("Org {number}"), None).await?;
+    }
+    let refused = world.app.create_org(&credential, "One more", None).await;
+    ensure!(matches!(refused, Err(Error::Refused(reason)) if reason.code == "quota_exceeded"));
     Ok(())
 }
 

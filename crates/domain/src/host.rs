@@ -17,7 +17,7 @@
 //! - an init that has served somebody is never given to somebody else;
 //! - a slot with an operation under way gets no second one; removals come before additions; both are bounded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::ids::{InstanceId, SlotId, VolumeId};
 use crate::slot::{Exit, FailureKind, SlotState, SlotTarget};
@@ -192,15 +192,41 @@ impl Have {
     }
 }
 
-/// Everything a decision is made from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    pub wants: Vec<Want>,
-    pub haves: Vec<Have>,
+/// Everything a decision is made from. It borrows: a plan is made after every event, over every slot of the host.
+#[derive(Clone, Debug, Default)]
+pub struct View<'a> {
+    /// In the order of ids, each slot once: what is wanted of it, what is there.
+    pub slots: Vec<(Option<&'a Want>, Option<&'a Have>)>,
     /// A whole desired set has come since the agent started.
     pub contacted: bool,
     /// Single writers may run.
     pub lease_held: bool,
+    /// Claims of warm slots that are coming in now.
+    pub burst: Option<Burst>,
+}
+
+/// Claims that follow each other closely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Burst {
+    pub first: Millis,
+    pub last: Millis,
+}
+
+impl Burst {
+    /// With a claim that comes now.
+    pub fn joined(burst: Option<Self>, now: Millis, policy: &Policy) -> Self {
+        match burst {
+            Some(burst) if now < burst.last.saturating_add(policy.burst_pause_ms) => Self { last: now, ..burst },
+            _ => Self { first: now, last: now },
+        }
+    }
+
+    /// Until then nothing is made for the pool: a container that is being made takes the processor from those that
+    /// somebody waits for.
+    fn over_at(self, policy: &Policy) -> Millis {
+        let pause = self.last.saturating_add(policy.burst_pause_ms);
+        pause.min(self.first.saturating_add(policy.burst_pause_max_ms))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,6 +248,10 @@ pub struct Policy {
     pub kill_ms: Millis,
     /// For containers that nobody describes any more.
     pub orphan_stop_ms: Millis,
+    /// The pool's containers are made once no claim has come for this long,
+    pub burst_pause_ms: Millis,
+    /// or after this long all the same.
+    pub burst_pause_max_ms: Millis,
 }
 
 impl Default for Policy {
@@ -236,6 +266,8 @@ impl Default for Policy {
             answer_ms: 5_000,
             kill_ms: 2_000,
             orphan_stop_ms: 10_000,
+            burst_pause_ms: 50,
+            burst_pause_max_ms: 2_000,
         }
     }
 }
@@ -297,33 +329,38 @@ pub struct HostPlan {
 
 /// The steps that bring `view` nearer to what is wanted. Planned again before their effects are seen, it gives no step
 /// that is under way.
-pub fn plan(view: &View, now: Millis, policy: &Policy) -> HostPlan {
-    let haves: BTreeMap<SlotId, &Have> = view.haves.iter().map(|have| (have.slot, have)).collect();
-    let wants: BTreeMap<SlotId, &Want> = view.wants.iter().map(|want| (want.slot, want)).collect();
+pub fn plan(view: &View<'_>, now: Millis, policy: &Policy) -> HostPlan {
+    let held = view
+        .slots
+        .iter()
+        .filter_map(|(want, have)| {
+            let have = have.filter(|have| have.container != Container::Absent || have.op.is_some())?;
+            have.volume.or_else(|| want.as_ref()?.volume)
+        })
+        .collect();
     let mut turn = Turn {
         now,
         policy,
         lease_held: view.lease_held,
         contacted: view.contacted,
-        held: view
-            .haves
-            .iter()
-            .filter(|have| have.container != Container::Absent || have.op.is_some())
-            .filter_map(|have| have.volume.or_else(|| wants.get(&have.slot)?.volume))
-            .collect(),
+        made_from: view.burst.map_or(now, |burst| burst.over_at(policy)),
+        held,
+        claimed: BTreeSet::new(),
         plan: HostPlan::default(),
     };
     let missing = Have::nothing(SlotId::from_u128(0), Container::Absent, now);
-    for slot in wants.keys().chain(haves.keys()).copied().collect::<BTreeSet<_>>() {
-        match (wants.get(&slot), haves.get(&slot)) {
+    for (want, have) in &view.slots {
+        match (want, have) {
             (Some(want), have) => {
-                let have = have.copied().unwrap_or(&missing);
+                let have = have.unwrap_or(&missing);
                 match want.target {
-                    SlotTarget::Absent => turn.end(slot, have, want.stop_deadline_ms, "no longer wanted"),
+                    SlotTarget::Absent => turn.end(want.slot, have, want.stop_deadline_ms, "no longer wanted"),
                     SlotTarget::Present => turn.keep(want, have),
                 }
             }
-            (None, Some(have)) if view.contacted => turn.end(slot, have, policy.orphan_stop_ms, "nobody wants it"),
+            (None, Some(have)) if view.contacted => {
+                turn.end(have.slot, have, policy.orphan_stop_ms, "nobody wants it");
+            }
             (None, _) => {}
         }
     }
@@ -335,8 +372,12 @@ struct Turn<'a> {
     policy: &'a Policy,
     lease_held: bool,
     contacted: bool,
+    /// Before then nothing is made for the pool.
+    made_from: Millis,
     /// Volumes in use.
     held: BTreeSet<VolumeId>,
+    /// Of the slots to be made, those that somebody waits for.
+    claimed: BTreeSet<SlotId>,
     plan: HostPlan,
 }
 
@@ -466,7 +507,7 @@ impl Turn<'_> {
                 return;
             }
         }
-        if fenced {
+        if fenced || want.claim.is_none() && !self.due(self.made_from) {
             return;
         }
         if have.container == Container::Absent
@@ -481,6 +522,9 @@ impl Turn<'_> {
             Container::Made => "made and not started",
             Container::Unknown | Container::Ended => "it ended",
         };
+        if want.claim.is_some() {
+            self.claimed.insert(want.slot);
+        }
         self.step(want.slot, Act::Make, why);
     }
 
@@ -565,13 +609,16 @@ impl Turn<'_> {
     }
 
     /// Removals first, then what is instant, then additions; each kind within its limit, counting what is under way.
-    fn bound(mut self, view: &View) -> HostPlan {
-        let under_way = |op: Op| view.haves.iter().filter(|have| have.op == Some(op)).count();
+    fn bound(mut self, view: &View<'_>) -> HostPlan {
+        if self.plan.steps.is_empty() {
+            return self.plan;
+        }
+        let ops = view.slots.iter().filter_map(|(_, have)| have.as_ref()?.op);
+        let under_way = |op: Op| ops.clone().filter(|known| *known == op).count();
         let mut removes = self.policy.removes_max.saturating_sub(under_way(Op::Remove));
         let mut makes = self.policy.makes_max.saturating_sub(under_way(Op::Make) + under_way(Op::Unmake));
+        let claimed = self.claimed;
         // A claimed slot before one for the pool: somebody waits for it.
-        let claimed: BTreeSet<SlotId> =
-            view.wants.iter().filter(|want| want.claim.is_some()).map(|want| want.slot).collect();
         self.plan.steps.sort_by_key(|step| match step.act {
             Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. } => 0,
             Act::Terminate | Act::Kill | Act::KillUnready | Act::CancelMake | Act::GiveUp(_) => 1,
@@ -649,6 +696,17 @@ pub fn observe(want: &Want, have: &Have, lease_held: bool, now: Millis, policy: 
         }),
         (Init::Ended { .. }, _) => Some(if claim.is_some() { SlotState::Restarting } else { SlotState::Creating }),
     }
+}
+
+/// How long a claimed slot may be on its way from waiting to running before that is worth a report.
+pub const STARTING_LASTS_MS: Millis = 100;
+
+/// Whether a state is to be reported that has lasted since `since`, after `said`. A claim takes a warm slot to running in
+/// milliseconds: a report of its being on the way would only stand before the one that is waited for.
+pub fn worth_saying(said: Option<SlotState>, state: SlotState, since: Millis, now: Millis) -> Result<(), Millis> {
+    let warm = matches!(said, Some(SlotState::Waiting | SlotState::Frozen));
+    let at = since.saturating_add(STARTING_LASTS_MS);
+    if warm && state == SlotState::Starting && now < at { Err(at) } else { Ok(()) }
 }
 
 #[cfg(test)]

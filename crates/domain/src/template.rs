@@ -43,6 +43,17 @@ pub enum Probe {
     Http { port: u16, path: String, expect: Option<String> },
 }
 
+/// A request that an app is sent at pool time, once it is ready: what it loads at its first use is then not loaded while a
+/// tenant waits. A `POST` of JSON with a body, else a `GET`; what it answers does not matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmUp {
+    pub port: u16,
+    pub path: String,
+    /// The variable whose value is sent as a bearer token.
+    pub bearer: Option<EnvName>,
+    pub body: Option<String>,
+}
+
 /// Where the app keeps what must outlive its container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateVolume {
@@ -105,6 +116,8 @@ pub struct Template {
     pub warm_mode: WarmMode,
     /// Warm slots of this template at most, whatever the tier's target; frozen apps hold real memory.
     pub warm_limit: Option<u32>,
+    /// In this order.
+    pub warm_up: Vec<WarmUp>,
     pub state: Option<StateVolume>,
     pub tmpfs: Vec<Tmpfs>,
     pub minted: Vec<MintedToken>,

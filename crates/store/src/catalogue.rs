@@ -78,12 +78,20 @@ impl Store {
         models.into_iter().map(Tier::try_from).collect::<Result<_>>().map(Tiers)
     }
 
-    /// The catalogue in its order, disabled ones included.
+    /// The catalogue in its order, disabled ones included. One that cannot be read, as when a newer release wrote it, is
+    /// left out: the others can still be deployed.
     pub async fn templates(&self) -> Result<Vec<CatalogueEntry>> {
         let find =
             || template::Entity::find().order_by_asc(template::Column::Position).order_by_asc(template::Column::Name);
         let models = reading!(self.pool, find().all(&self.system))?;
-        models.into_iter().map(CatalogueEntry::try_from).collect()
+        let readable = |model| match CatalogueEntry::try_from(model) {
+            Ok(entry) => Some(entry),
+            Err(error) => {
+                tracing::error!("a template is left out: {error}");
+                None
+            }
+        };
+        Ok(models.into_iter().filter_map(readable).collect())
     }
 
     pub async fn template(&self, name: &TemplateName) -> Result<Option<CatalogueEntry>> {

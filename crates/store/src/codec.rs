@@ -84,6 +84,15 @@ enum Probe {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct WarmUp {
+    port: u16,
+    path: String,
+    bearer: Option<String>,
+    body: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Volume {
     path: String,
     size_mib: u32,
@@ -136,6 +145,9 @@ struct Template {
     least_pids: u32,
     warm_mode: WarmMode,
     warm_limit: Option<u32>,
+    // Left out where there is none: what was written before it came reads the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    warm_up: Vec<WarmUp>,
     state: Option<Volume>,
     tmpfs: Vec<Tmpfs>,
     minted: Vec<Minted>,
@@ -343,6 +355,7 @@ fn template_out(template: &domain_template::Template) -> Template {
         least_pids,
         warm_mode,
         warm_limit,
+        warm_up,
         state,
         tmpfs,
         minted,
@@ -370,6 +383,15 @@ fn template_out(template: &domain_template::Template) -> Template {
         least_pids: *least_pids,
         warm_mode: (*warm_mode).into(),
         warm_limit: *warm_limit,
+        warm_up: warm_up
+            .iter()
+            .map(|domain_template::WarmUp { port, path, bearer, body }| WarmUp {
+                port: *port,
+                path: path.clone(),
+                bearer: bearer.as_ref().map(ToString::to_string),
+                body: body.clone(),
+            })
+            .collect(),
         state: state.as_ref().map(volume_out),
         tmpfs: tmpfs_out(tmpfs),
         minted: minted
@@ -411,6 +433,14 @@ fn template_in(template: Template) -> Option<domain_template::Template> {
         least_pids: template.least_pids,
         warm_mode: template.warm_mode.into(),
         warm_limit: template.warm_limit,
+        warm_up: template
+            .warm_up
+            .into_iter()
+            .map(|WarmUp { port, path, bearer, body }| {
+                let bearer = bearer.map(|name| EnvName::parse(&name)).transpose().ok()?;
+                Some(domain_template::WarmUp { port, path, bearer, body })
+            })
+            .collect::<Option<_>>()?,
         state: template.state.map(volume_in),
         tmpfs: tmpfs_in(template.tmpfs),
         minted: template

@@ -64,7 +64,7 @@ pub use slots::{
 };
 pub use volumes::{Volume, Volumes};
 pub use workloads::{
-    Deployed, NewRelease, NewWorkload, ReleaseRow, SystemWorkloads, Unsettled, Workload, WorkloadDetail,
+    Deployed, NewRelease, NewWorkload, ReleaseRow, StraightRoute, SystemWorkloads, Unsettled, Workload, WorkloadDetail,
     WorkloadFilter, WorkloadRef, Workloads,
 };
 
@@ -116,6 +116,12 @@ impl Store {
             ("lock_timeout", "10000"),
             // Statements here have constant text and one good plan each; planning a deploy anew costs as much as it.
             ("plan_cache_mode", "force_generic_plan"),
+            // Made on tables of any size, empty ones too, such a plan has to be the one for full ones: by index.
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            // What has no index costs more than the compiler's threshold then.
+            ("jit", "off"),
         ]);
         let pool = |most: u32| {
             PgPoolOptions::new()

@@ -69,10 +69,12 @@ impl Store {
 
     /// Wakes listeners of every process. Not part of any transaction on purpose: a NOTIFY in one makes commits queue up
     /// behind a lock of the whole cluster.
-    pub async fn notify(&self, channel: &str, payload: &str) -> Result<()> {
-        let notify = sql("select pg_notify($1, $2)", [channel.into(), payload.into()]);
+    pub async fn notify(&self, said: &[(&'static str, String)]) -> Result<()> {
+        let said = said.iter().map(|(channel, payload)| serde_json::json!([channel, payload])).collect();
+        let notify =
+            sql("select pg_notify(said->>0, said->>1) from jsonb_array_elements($1) said", [crate::row::json(said)]);
         let relaxed = sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(self.relaxed.clone());
-        relaxed.execute_raw(notify).await.or_store().map(drop)
+        relaxed.query_all_raw(notify).await.or_store().map(drop)
     }
 }
 

@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use crate::error::{Limit, OrStore, Result, StoreError};
 use crate::row::{Id, Row, json, optional};
-use crate::slots::{Recipe, SlotSpec};
+use crate::slots::{Recipe, SlotDesired, SlotSpec};
 use crate::tx::{Tx, sql};
 use crate::{codec, nodes};
 
@@ -29,7 +29,7 @@ pub struct NewInstance {
     pub id: InstanceId,
     pub claim: ClaimPolicy,
     /// Warm slots of this recipe can serve it; `None`: none can.
-    pub pool: Option<Recipe>,
+    pub pool: Option<SlotSpec>,
     /// The slot to be ordered if it is placed cold.
     pub slot: SlotId,
     /// Its release, template and tier.
@@ -65,13 +65,15 @@ impl Placement {
 }
 
 /// The outcome of placing an instance: whom to tell and what the slot brought along.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Placed {
     pub placement: Placement,
     /// `None` while it is queued.
     pub slot: Option<(SlotId, NodeId)>,
     /// Credentials minted for the slot it got, sealed.
     pub minted: Option<Vec<u8>>,
+    /// What its node must be told, where the claim itself knows it all; else it is to be read.
+    pub told: Option<Box<SlotDesired>>,
 }
 
 /// The claim, shared by the statements that make one. Parameters: `$1` org, `$2` instance, `$3` recipe or null, `$4`
@@ -90,10 +92,19 @@ macro_rules! claim_sql {
         claim as (
             update slots set org_id = $1, instance_id = $2, generation = generation + 1, claimed_at = now()
             from pick where slots.id = pick.id
-            returning slots.id, slots.node_id, slots.minted, slots.observed)"
+            returning slots.id, slots.node_id, slots.minted, slots.observed, slots.generation, slots.image_digest,
+                slots.restart)"
     };
 }
 pub(crate) use claim_sql;
+
+/// Without what is sealed and what is told: both are for nobody's log.
+impl std::fmt::Debug for Placed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("Placed");
+        debug.field("placement", &self.placement).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
 
 /// A container that is ordered now, for somebody or for the pool.
 pub(crate) struct Cold<'a> {
@@ -210,6 +221,7 @@ pub(crate) fn read_claim(row: &Row<'_>) -> Result<Option<Placed>> {
         placement: Placement::Warm { was: row.parse("slot_observed", SlotState::parse)? },
         slot: Some((slot, row.id("slot_node")?)),
         minted: row.get("slot_minted")?,
+        told: None,
     }))
 }
 
@@ -241,7 +253,7 @@ pub(crate) async fn place(
         let values = [
             org.value(),
             new.id.value(),
-            crate::row::bytes(&pool.0),
+            crate::row::bytes(&Recipe::of(pool).0),
             new.spec.tier.name.as_str().into(),
             workload.value(),
         ];
@@ -281,14 +293,19 @@ pub(crate) async fn cold_or_queue(tx: &Tx, org: OrgId, workload: WorkloadId, new
         },
     };
     match place_cold(tx, &request, &cold).await? {
-        Ok(node) => Ok(Placed { placement: Placement::Cold, slot: Some((new.slot, node)), minted: new.minted.clone() }),
+        Ok(node) => Ok(Placed {
+            placement: Placement::Cold,
+            slot: Some((new.slot, node)),
+            minted: new.minted.clone(),
+            told: None,
+        }),
         Err(why) => {
             let select = "select id, clawhq_queue_position(queued_at, id) as position from instances
                 where org_id = $1 and id = $2";
             let row = tx.query_one_raw(sql(select, [org.value(), new.id.value()])).await.or_store()?;
             let row = row.ok_or(StoreError::NotFound("instance"))?;
             let position = Row::new(&row, "instances", "id").unsigned("position")?;
-            Ok(Placed { placement: Placement::Queued { why, position }, slot: None, minted: None })
+            Ok(Placed { placement: Placement::Queued { why, position }, slot: None, minted: None, told: None })
         }
     }
 }

@@ -57,6 +57,7 @@ pub(crate) fn millis(time: DateTime<Utc>) -> Millis {
 pub(crate) struct Row<'a> {
     row: &'a QueryResult,
     table: &'static str,
+    prefix: &'static str,
     id: String,
 }
 
@@ -64,7 +65,13 @@ impl<'a> Row<'a> {
     /// `id` is the column that names the row.
     pub(crate) fn new(row: &'a QueryResult, table: &'static str, id: &'static str) -> Self {
         let id = row.try_get::<Uuid>("", id).map(|id| id.to_string()).unwrap_or_default();
-        Self { row, table, id }
+        Self { row, table, prefix: "", id }
+    }
+
+    /// One of several rows that were joined: its columns' names begin with `prefix`, and its id is `<prefix>id`.
+    pub(crate) fn prefixed(row: &'a QueryResult, table: &'static str, prefix: &'static str) -> Self {
+        let id = row.try_get::<Uuid>(prefix, "id").map(|id| id.to_string()).unwrap_or_default();
+        Self { row, table, prefix, id }
     }
 
     pub(crate) fn corrupt(&self, field: &'static str) -> StoreError {
@@ -72,7 +79,7 @@ impl<'a> Row<'a> {
     }
 
     pub(crate) fn get<T: TryGetable>(&self, field: &'static str) -> Result<T> {
-        self.row.try_get("", field).map_err(|_| self.corrupt(field))
+        self.row.try_get(self.prefix, field).map_err(|_| self.corrupt(field))
     }
 
     pub(crate) fn id<I: Id>(&self, field: &'static str) -> Result<I> {

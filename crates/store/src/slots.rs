@@ -160,6 +160,8 @@ pub struct Observed {
     pub owner: Option<(OrgId, WorkloadId, InstanceId)>,
     /// Its container is certainly gone and its room is given back.
     pub removed: bool,
+    /// Something may be left to do: a wake-up was written.
+    pub woke: bool,
 }
 
 impl Observed {
@@ -358,8 +360,6 @@ impl Slots<'_> {
             let Some(claim) = &slot.claim else { continue };
             if !claim.release.config.secrets.is_empty() {
                 releases.push(claim.release_id);
-            }
-            if !claim.release.config.secrets.is_empty() || slot.minted.is_some() {
                 orgs.push(claim.org);
             }
         }
@@ -462,6 +462,7 @@ impl Slots<'_> {
             after: report.state,
             owner,
             removed: row.get("removed")?,
+            woke: row.get("woke")?,
         }))
     }
 
@@ -584,7 +585,7 @@ const OBSERVE: &str = "with
     workload as (
         update workloads w set version = version + 1, updated_at = now()
         from instance where w.org_id = instance.org_id and w.id = instance.workload_id and instance.changed
-        returning w.org_id, w.id),
+        returning w.org_id, w.id, w.desired, w.release_id),
     counter as (
         update org_counters c set event_seq = event_seq + 1
         from workload where c.org_id = workload.org_id and $11::uuid is not null
@@ -593,14 +594,21 @@ const OBSERVE: &str = "with
         insert into events (org_id, seq, id, workload_id, instance_id, kind, message, data)
         select counter.org_id, counter.event_seq, $11, instance.workload_id, instance.id, $12, $13, $14
         from counter, instance),
+    -- What runs as it is wanted, alone, leaves nothing to be done: most reports of a deploy are this one.
     wake as (
         insert into outbox (topic, key, payload)
-        select 'workload', id::text, jsonb_build_object('org', org_id, 'workload', id) from workload),
+        select 'workload', w.id::text, jsonb_build_object('org', w.org_id, 'workload', w.id)
+        from workload w, instance
+        where $5 <> 'running' or w.desired <> 'running' or instance.release_id <> w.release_id
+            or exists (select 1 from instances other where other.org_id = w.org_id and other.workload_id = w.id
+                and other.id <> instance.id and other.ended_at is null)
+        returning 1),
     volume as (
         update volumes set slot_id = null, desired = case when volumes.org_id is null then 'absent' else desired end
         from slot where volumes.slot_id = slot.id and slot.removed),
     room as (
         update nodes set reserved_mib = reserved_mib - slot.memory_mib, slots_used = slots_used - 1
         from slot left join counter on true where nodes.id = slot.node_id and slot.removed)
-    select slot.id, slot.before, slot.removed, slot.org_id, slot.instance_id, instance.workload_id
+    select slot.id, slot.before, slot.removed, slot.org_id, slot.instance_id, instance.workload_id,
+        exists (select from wake) as woke
     from slot left join instance on true";

@@ -17,6 +17,7 @@ use crate::events::{audit_json, events_json, record, wakeups_json};
 use crate::instances::{Instance, QueuePlace, instance_sql};
 use crate::place::{self, NewInstance, Placed, VolumeUse, claim_sql};
 use crate::row::{Id, Row, id_list, json, optional};
+use crate::slots::{Claim, Recipe, SlotDesired, SlotSpec};
 use crate::tx::{Tx, in_transaction, reading, sql};
 use crate::{Store, Tenant, TenantScope, codec, idempotency};
 
@@ -137,7 +138,7 @@ pub struct NewWorkload {
 }
 
 /// What a deploy made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Deployed {
     pub workload: WorkloadId,
     pub instance: InstanceId,
@@ -159,8 +160,119 @@ macro_rules! workload_sql {
     };
 }
 
+/// A workload, its current release and its newest instances as one statement: a row an instance, or one row without.
+/// `$3` is how many instances that have ended are looked at; `$where` finds the workload by `$1` and `$2`.
+macro_rules! detail_sql {
+    ($where:literal) => {
+        detail_sql!("", $where)
+    };
+    ($more:literal, $where:literal) => {
+        concat!(
+            "select w.id as w_id, w.name as w_name, w.template as w_template, w.image as w_image, w.tier as w_tier,
+                w.desired as w_desired, w.generation as w_generation, w.version as w_version,
+                w.release_id as w_release_id, w.claim_policy as w_claim_policy, w.created_by as w_created_by,
+                w.created_at as w_created_at, w.updated_at as w_updated_at, w.deleted_at as w_deleted_at,
+                c.id as c_id, c.number as c_number, c.spec as c_spec, c.diff as c_diff, c.created_by as c_created_by,
+                c.created_at as c_created_at,
+                v.id as volume_id, v.node_id as volume_node,
+                case when i.placement = 'queued' and i.ended_at is null
+                    then clawhq_queue_position(i.queued_at, i.id) end as position, ",
+            instance_sql!(),
+            $more,
+            " from workloads w
+            join releases c on c.org_id = w.org_id and c.id = w.release_id
+            -- Found first and once: joined in one go, an unanalysed table has each of the org's instances looked for in it.
+            left join lateral (
+                (select l.id from instances l
+                    where l.org_id = w.org_id and l.workload_id = w.id order by l.id desc limit $3)
+                union
+                (select l.id from instances l
+                    where l.org_id = w.org_id and l.workload_id = w.id and l.ended_at is null)) seen on true
+            left join instances i on i.org_id = w.org_id and i.id = seen.id
+            left join releases r on r.org_id = w.org_id and r.id = i.release_id
+            left join nodes n on n.id = i.node_id
+            left join volumes v on v.org_id = w.org_id and v.workload_id = w.id and v.desired = 'present'
+            where ",
+            $where,
+            " order by i.id desc"
+        )
+    };
+}
+
+const GET_BY_ID: &str = detail_sql!("w.org_id = $1 and w.id = $2");
+const GET_BY_NAME: &str = detail_sql!("w.org_id = $1 and w.name = $2 and w.deleted_at is null");
+const BY_HOST: &str = detail_sql!(
+    ", n.facts->>'ingress' as ingress",
+    "w.org_id = (select o.id from orgs o where o.slug = $1) and w.name = $2 and w.deleted_at is null"
+);
+
+const STRAIGHT: &str = "select w.id, i.id as instance_id, i.slot_id, i.node_id, n.facts->>'ingress' as ingress, r.spec
+    from orgs o
+    join workloads w on w.org_id = o.id and w.name = $2 and w.deleted_at is null and w.desired = 'running'
+    join instances i on i.org_id = w.org_id and i.workload_id = w.id and i.ended_at is null
+    join releases r on r.org_id = w.org_id and r.id = w.release_id
+    join nodes n on n.id = i.node_id and n.lease_until > now() and n.facts->>'ingress' is not null
+    where o.slug = $1 and i.release_id = w.release_id and i.observed = 'running' and i.failure is null
+        and i.leaving_at is null and i.slot_id is not null
+        and not exists (select 1 from instances other where other.org_id = w.org_id and other.workload_id = w.id
+            and other.ended_at is null and other.id <> i.id)";
+
+/// Where the bytes of a workload that simply runs go.
+pub struct StraightRoute {
+    pub workload: WorkloadId,
+    pub instance: InstanceId,
+    pub slot: SlotId,
+    pub node: NodeId,
+    pub ingress: String,
+    pub release: Release,
+}
+
+/// Instances of one workload, newest first, as rows are read.
+#[derive(Default)]
+struct Found {
+    instances: Vec<Instance>,
+    queue: Option<QueuePlace>,
+    volume: Option<(VolumeId, NodeId)>,
+}
+
+impl Found {
+    fn add(&mut self, row: &QueryResult) -> Result<()> {
+        let instance = crate::instances::read(row)?;
+        let row = Row::new(row, "instances", "id");
+        if let (Some(position), true) = (row.get::<Option<i32>>("position")?, self.instances.is_empty()) {
+            let position = u32::try_from(position).map_err(|_| row.corrupt("queued_at"))?;
+            self.queue = Some(QueuePlace { position, since: instance.queued_at.unwrap_or(instance.created_at) });
+        }
+        self.volume = row.id_opt("volume_id")?.zip(row.id_opt("volume_node")?);
+        // A workload with two volumes (never made today) would repeat its instances here.
+        if self.instances.last().is_none_or(|last| last.id != instance.id) {
+            self.instances.push(instance);
+        }
+        Ok(())
+    }
+}
+
+/// The rows of [`detail_sql`].
+fn read_detail(rows: &[QueryResult]) -> Result<Option<WorkloadDetail>> {
+    let Some(first) = rows.first() else { return Ok(None) };
+    let workload = read_workload_as(&Row::prefixed(first, "workloads", "w_"))?;
+    let release = read_release_as(&Row::prefixed(first, "releases", "c_"))?;
+    let mut found = Found::default();
+    for row in rows {
+        let there = Row::new(row, "instances", "id").id_opt::<InstanceId>("id")?.is_some();
+        if there {
+            found.add(row)?;
+        }
+    }
+    let Found { instances, queue, volume } = found;
+    Ok(Some(WorkloadDetail { workload, release, instances, queue, volume }))
+}
+
 fn read_workload(row: &QueryResult) -> Result<Workload> {
-    let row = Row::new(row, "workloads", "id");
+    read_workload_as(&Row::new(row, "workloads", "id"))
+}
+
+fn read_workload_as(row: &Row<'_>) -> Result<Workload> {
     Ok(Workload {
         id: row.id("id")?,
         name: row.parse("name", |text| WorkloadName::parse(text).ok())?,
@@ -180,7 +292,10 @@ fn read_workload(row: &QueryResult) -> Result<Workload> {
 }
 
 fn read_release(row: &QueryResult) -> Result<ReleaseRow> {
-    let row = Row::new(row, "releases", "id");
+    read_release_as(&Row::new(row, "releases", "id"))
+}
+
+fn read_release_as(row: &Row<'_>) -> Result<ReleaseRow> {
     Ok(ReleaseRow {
         id: row.id("id")?,
         number: row.unsigned("number")?,
@@ -191,32 +306,30 @@ fn read_release(row: &QueryResult) -> Result<ReleaseRow> {
     })
 }
 
-/// The deploy: everything of it in one statement. Whatever does not get its row leaves its dependants without one, and
-/// the caller rolls back by what the answer lacks.
+/// The deploy, all but what the whole org shares ([`COUNT`]). Whatever does not get its row leaves its dependants without
+/// one, and the caller rolls back by what the answer lacks.
 const CREATE: &str = concat!(
     "with
     key as (
         insert into idempotency (org_id, route, key, request_hash, effect)
-        select $1, $20, $21, $22, $6 where $21::text is not null on conflict do nothing returning 1),
-    fresh as materialized (select 1 where $21::text is null or exists (select from key)),
-    counter as (
-        update org_counters set workloads = workloads + 1, event_seq = event_seq + $8
-        from fresh where org_id = $1 and workloads < $19 returning event_seq - $8 as base),
-    -- No slot is claimed for what is not made: the claim would refer to an instance that is not there.
-    go as materialized (select 1 from counter),
+        select $1, $18, $19, $20, $6 where $19::text is not null on conflict do nothing returning 1),
+    fresh as materialized (select 1 where $19::text is null or exists (select from key)),
+    -- A look, not yet the count. No slot is claimed for what is not made: the claim would refer to an instance that is not
+    -- there.
+    go as materialized (select 1 from fresh, org_counters c where c.org_id = $1 and c.workloads < $17),
     ",
     claim_sql!(),
     ",
     workload as (
         insert into workloads (org_id, id, name, template, image, tier, desired, release_id, claim_policy, created_by)
-        select $1, $6, $12, $13, $14, $4, 'running', $7, $15, $16 from counter),
+        select $1, $6, $10, $11, $12, $4, 'running', $7, $13, $14 from go),
     release as (
         insert into releases (org_id, id, workload_id, number, spec, diff, created_by)
-        select $1, $7, $6, 1, $17, '[]', $16 from counter),
+        select $1, $7, $6, 1, $15, '[]', $14 from go),
     link as (
         insert into release_secrets (org_id, release_id, secret_id, version)
         select distinct $1, $7::uuid, s.id, v.version
-        from counter, jsonb_to_recordset($18) as wanted(name text, version int)
+        from go, jsonb_to_recordset($16) as wanted(name text, version int)
         join secrets s on s.org_id = $1 and s.name = wanted.name
         join secret_versions v on v.org_id = $1 and v.secret_id = s.id and v.version = wanted.version
         returning 1),
@@ -226,28 +339,39 @@ const CREATE: &str = concat!(
         select $1, $2, $6, $7, claim.id, claim.node_id, case when claim.id is null then 'queued' else 'warm' end, $4, $5,
             coalesce(claim.observed, 'absent'), case when claim.id is null then now() end,
             case when claim.id is null then null else now() end
-        from counter left join claim on true),
+        from go left join claim on true),
     volume as (
         update volumes set org_id = $1, workload_id = $6
-        from claim where volumes.slot_id = claim.id and volumes.org_id is null),
-    event as (
-        insert into events (org_id, seq, id, workload_id, instance_id, kind, message, data)
-        select $1, counter.base + e.position, (e.v->>'id')::uuid, (e.v->>'workload')::uuid, (e.v->>'instance')::uuid,
-            e.v->>'kind', e.v->>'message', e.v->'data'
-        from counter, jsonb_array_elements($9) with ordinality e(v, position)),
+        from claim where volumes.slot_id = claim.id and volumes.org_id is null
+        returning volumes.id, volumes.size_mib),
     entry as (
         insert into audit (org_id, actor_kind, actor_id, actor_part, action, object, ip, request_id, detail)
         select $1, a.v->>'kind', (a.v->>'actor')::uuid, a.v->>'part', a.v->>'action', a.v->>'object', a.v->>'ip',
             (a.v->>'request')::uuid, a.v->'detail'
-        from counter, jsonb_array_elements($10) a(v)),
+        from go, jsonb_array_elements($8) a(v)),
     wake as (
         insert into outbox (topic, key, payload)
-        select o.v->>'topic', o.v->>'key', o.v->'payload' from counter, jsonb_array_elements($11) o(v))
-    select $6::uuid as id, exists (select from fresh) as went, exists (select from counter) as counted,
+        select o.v->>'topic', o.v->>'key', o.v->'payload' from go, jsonb_array_elements($9) o(v))
+    select $6::uuid as id, exists (select from fresh) as went, exists (select from go) as may,
         (select count(*) from link) as links, now() as created_at,
-        claim.id as slot_id, claim.node_id as slot_node, claim.minted as slot_minted, claim.observed as slot_observed
-    from (select 1) as one left join claim on true"
+        claim.id as slot_id, claim.node_id as slot_node, claim.minted as slot_minted, claim.observed as slot_observed,
+        claim.generation as slot_generation, claim.image_digest as slot_digest, claim.restart as slot_restart,
+        volume.id as slot_volume, volume.size_mib as slot_volume_mib
+    from (select 1) as one left join claim on true left join volume on true"
 );
+
+/// What all deploys of an org take turns for: the count of its workloads and the numbers of its events. Last of all but a
+/// node's room, and by itself, so that a hundred deploys at once wait for each other as short as can be.
+const COUNT: &str = "with
+    counter as (
+        update org_counters set workloads = workloads + 1, event_seq = event_seq + $2
+        where org_id = $1 and workloads < $3 returning org_id, event_seq - $2 as base),
+    event as (
+        insert into events (org_id, seq, id, workload_id, instance_id, kind, message, data)
+        select $1, counter.base + e.position, (e.v->>'id')::uuid, (e.v->>'workload')::uuid, (e.v->>'instance')::uuid,
+            e.v->>'kind', e.v->>'message', e.v->'data'
+        from counter, jsonb_array_elements($4) with ordinality e(v, position))
+    select org_id from counter";
 
 /// Names and versions of the secrets that a release reads, each once.
 fn wanted_secrets(release: &Release) -> (serde_json::Value, usize) {
@@ -268,25 +392,24 @@ impl Workloads<'_> {
     }
 
     /// The deploy: idempotency key, quota, workload, first release, instance, slot, events, audit entry and wake-ups in
-    /// one transaction of three round trips when a warm slot is ready.
+    /// one transaction of four round trips when a warm slot is ready.
     ///
     /// `AlreadyExists(WorkloadName)`, `LimitReached`, `NotFound("secret")` (a version that does not exist), `Replay`.
     pub async fn create(self, new: &NewWorkload, change: &Change) -> Result<Deployed> {
         let release = &new.release.release;
         let warm = new.instance.claim != ClaimPolicy::Never && !matches!(new.instance.volume, VolumeUse::Existing(..));
+        let pool = new.instance.pool.as_ref().filter(|_| warm);
         let (secrets, secrets_count) = wanted_secrets(release);
         let key = change.idempotency.as_ref();
         let tier = &new.instance.spec.tier;
         let values = [
             self.org().value(),
             new.instance.id.value(),
-            Value::Bytes(new.instance.pool.filter(|_| warm).map(|pool| pool.0.to_vec())),
+            Value::Bytes(pool.map(|pool| Recipe::of(pool).0.to_vec())),
             tier.name.as_str().into(),
             Value::from(i32::try_from(tier.memory_mib).unwrap_or(i32::MAX)),
             new.id.value(),
             new.release.id.value(),
-            Value::from(change.events.len() as i64),
-            json(events_json(&change.events)),
             json(audit_json(change.audit.as_ref())),
             json(wakeups_json(&change.wakeups)),
             new.name.as_str().into(),
@@ -301,6 +424,8 @@ impl Workloads<'_> {
             Value::from(key.map(|key| key.key.clone())),
             Value::Bytes(key.map(|key| key.request_hash.to_vec())),
         ];
+        let limit = Value::from(i32::try_from(new.max_workloads).unwrap_or(i32::MAX));
+        let events = [Value::from(change.events.len() as i64), limit, json(events_json(&change.events))];
         in_transaction!(self.tenant.begin_placing(), |tx| {
             let row = tx.query_one_raw(sql(CREATE, values.clone())).await.or_store()?;
             let row = row.ok_or(StoreError::Retryable)?;
@@ -312,19 +437,68 @@ impl Workloads<'_> {
                 };
                 return Err(earlier.map_or(StoreError::Retryable, |earlier| StoreError::Replay(Box::new(earlier))));
             }
-            if !row.get::<bool>("counted")? {
-                return Err(StoreError::LimitReached(Limit::Workloads { allowed: new.max_workloads }));
+            let full = StoreError::LimitReached(Limit::Workloads { allowed: new.max_workloads });
+            if !row.get::<bool>("may")? {
+                return Err(full);
             }
             if row.get::<i64>("links")? != secrets_count as i64 {
                 return Err(StoreError::NotFound("secret"));
             }
             let created_at = row.millis("created_at")?;
+            let [number, limit, events] = events.clone();
+            if tx.query_one_raw(sql(COUNT, [self.org().value(), number, limit, events])).await.or_store()?.is_none() {
+                return Err(full);
+            }
             let placed = match place::read_claim(&row)? {
-                Some(placed) => placed,
+                Some(placed) => {
+                    let told = self.told(&row, new, pool, &placed)?;
+                    Placed { told, ..placed }
+                }
                 None => place::cold_or_queue(&tx, self.org(), new.id, &new.instance).await?,
             };
             Ok(Deployed { workload: new.id, instance: new.instance.id, placed, created_at })
         })
+    }
+
+    /// What the claimed slot's node must be told, as [`Slots::desired`](crate::Slots::desired) would read it; secrets are
+    /// not here to be told.
+    fn told(
+        self,
+        row: &Row<'_>,
+        new: &NewWorkload,
+        pool: Option<&SlotSpec>,
+        placed: &Placed,
+    ) -> Result<Option<Box<SlotDesired>>> {
+        let (Some(spec), Some((slot, node))) = (pool, placed.slot) else { return Ok(None) };
+        if !new.release.release.config.secrets.is_empty() {
+            return Ok(None);
+        }
+        let volume = match row.id_opt("slot_volume")? {
+            Some(id) => Some((id, row.unsigned("slot_volume_mib")?)),
+            None => None,
+        };
+        let claim = Claim {
+            org: self.org(),
+            workload: new.id,
+            workload_name: new.name.clone(),
+            instance: new.instance.id,
+            release_id: new.release.id,
+            release: new.release.release.clone(),
+            restart: row.unsigned("slot_restart")?,
+            secrets: Vec::new(),
+            keys: Vec::new(),
+        };
+        Ok(Some(Box::new(SlotDesired {
+            slot,
+            node,
+            generation: row.get("slot_generation")?,
+            present: true,
+            spec: spec.clone(),
+            image_digest: row.get("slot_digest")?,
+            minted: placed.minted.clone(),
+            volume,
+            claim: Some(claim),
+        })))
     }
 
     /// Another instance of the current release, for a workload that is to run: a start, an update, a replacement.
@@ -657,21 +831,17 @@ impl Workloads<'_> {
     }
 
     /// One workload with its current release and newest instances. By id, a deleted one is found as well.
+    ///
+    /// One statement: it is read in every deploy, and its round trips are what a deploy is made of.
     pub async fn get(self, workload: &WorkloadRef) -> Result<WorkloadDetail> {
-        let tx = self.tenant.begin().await?;
-        let by_id = concat!("select ", workload_sql!(), " from workloads w where w.org_id = $1 and w.id = $2");
-        let by_name = concat!(
-            "select ",
-            workload_sql!(),
-            " from workloads w where w.org_id = $1 and w.name = $2 and w.deleted_at is null"
-        );
+        let recent = Value::from(RECENT);
         let statement = match workload {
-            WorkloadRef::Id(id) => sql(by_id, [self.org().value(), id.value()]),
-            WorkloadRef::Name(name) => sql(by_name, [self.org().value(), name.as_str().into()]),
+            WorkloadRef::Id(id) => sql(GET_BY_ID, [self.org().value(), id.value(), recent]),
+            WorkloadRef::Name(name) => sql(GET_BY_NAME, [self.org().value(), name.as_str().into(), recent]),
         };
-        let row = tx.query_one_raw(statement).await.or_store()?.ok_or(StoreError::NotFound("workload"))?;
-        let mut details = self.details(&tx, vec![read_workload(&row)?]).await?;
-        details.pop().ok_or(StoreError::NotFound("workload"))
+        let tx = self.tenant.begin().await?;
+        let rows = tx.query_all_raw(statement).await.or_store()?;
+        read_detail(&rows)?.ok_or(StoreError::NotFound("workload"))
     }
 
     /// Newest first.
@@ -735,21 +905,10 @@ impl Workloads<'_> {
         );
         let values = [self.org().value(), id_list(&ids), Value::from(RECENT)];
         let rows = tx.query_all_raw(sql(instances, values)).await.or_store()?;
-        type Found = (Vec<Instance>, Option<QueuePlace>, Option<(VolumeId, NodeId)>);
         let mut by_workload: BTreeMap<WorkloadId, Found> = BTreeMap::new();
         for row in &rows {
-            let instance = crate::instances::read(row)?;
-            let row = Row::new(row, "instances", "id");
-            let (instances, queue, volume) = by_workload.entry(instance.workload).or_default();
-            if let (Some(position), true) = (row.get::<Option<i32>>("position")?, instances.is_empty()) {
-                let position = u32::try_from(position).map_err(|_| row.corrupt("queued_at"))?;
-                *queue = Some(QueuePlace { position, since: instance.queued_at.unwrap_or(instance.created_at) });
-            }
-            *volume = row.id_opt("volume_id")?.zip(row.id_opt("volume_node")?);
-            // A workload with two volumes (never made today) would repeat its instances here.
-            if instances.last().is_none_or(|last| last.id != instance.id) {
-                instances.push(instance);
-            }
+            let workload = Row::new(row, "instances", "id").id("workload_id")?;
+            by_workload.entry(workload).or_default().add(row)?;
         }
         workloads
             .into_iter()
@@ -758,7 +917,7 @@ impl Workloads<'_> {
                     .get(&workload.release)
                     .cloned()
                     .ok_or_else(|| StoreError::corrupt("workloads", workload.id.uuid(), "release_id"))?;
-                let (instances, queue, volume) = by_workload.remove(&workload.id).unwrap_or_default();
+                let Found { instances, queue, volume } = by_workload.remove(&workload.id).unwrap_or_default();
                 Ok(WorkloadDetail { workload, release, instances, queue, volume })
             })
             .collect()
@@ -837,13 +996,45 @@ impl SystemWorkloads<'_> {
         row.map(|row| Row::new(&row, "workloads", "id").id::<OrgId>("org_id").map(TenantScope::new)).transpose()
     }
 
-    /// The workload that a host name means: `<name>-<slug>`, parsed by the caller. With its scope, for the edge.
-    pub async fn by_host(self, slug: &str, name: &str) -> Result<Option<Unsettled>> {
-        let select = "select w.id, w.org_id from workloads w join orgs o on o.id = w.org_id
-            where o.slug = $1 and w.name = $2 and w.deleted_at is null";
+    /// How a workload is, for who waits for it or brings it nearer to what is wanted: [`Workloads::get`] without a
+    /// transaction of the tenant's, which is a round trip of each deploy. Its org's alone all the same.
+    pub async fn of(self, scope: &TenantScope, workload: WorkloadId) -> Result<WorkloadDetail> {
+        let values = || [scope.org().value(), workload.value(), Value::from(RECENT)];
         let db = &self.store.system;
-        let row = reading!(self.store.pool, db.query_one_raw(sql(select, [slug.into(), name.into()])))?;
-        row.as_ref().map(read_unsettled).transpose()
+        let rows = reading!(self.store.pool, db.query_all_raw(sql(GET_BY_ID, values())))?;
+        read_detail(&rows)?.ok_or(StoreError::NotFound("workload"))
+    }
+
+    /// Where a host name leads when nothing about its workload is out of the ordinary: wanted, its one container of the
+    /// current release running on a node that is heard. `None`: ask [`SystemWorkloads::by_host`], which knows why.
+    pub async fn straight(self, slug: &str, name: &str) -> Result<Option<StraightRoute>> {
+        let db = &self.store.system;
+        let row = reading!(self.store.pool, db.query_one_raw(sql(STRAIGHT, [slug.into(), name.into()])))?;
+        let Some(row) = row else { return Ok(None) };
+        let row = Row::new(&row, "workloads", "id");
+        Ok(Some(StraightRoute {
+            workload: row.id("id")?,
+            instance: row.id("instance_id")?,
+            slot: row.id("slot_id")?,
+            node: row.id("node_id")?,
+            ingress: row.get("ingress")?,
+            release: row.decode("spec", codec::read_release)?,
+        }))
+    }
+
+    /// The workload that a host name means, `<name>-<slug>` parsed by the caller, and the ingress of each node that it
+    /// has or had an instance on: all that the edge needs, in one statement.
+    pub async fn by_host(self, slug: &str, name: &str) -> Result<Option<(WorkloadDetail, BTreeMap<NodeId, String>)>> {
+        let values = || [slug.into(), name.into(), Value::from(RECENT)];
+        let db = &self.store.system;
+        let rows = reading!(self.store.pool, db.query_all_raw(sql(BY_HOST, values())))?;
+        let Some(detail) = read_detail(&rows)? else { return Ok(None) };
+        let mut ingress = BTreeMap::new();
+        for row in &rows {
+            let row = Row::new(row, "instances", "id");
+            ingress.extend(row.id_opt::<NodeId>("node_id")?.zip(row.get::<Option<String>>("ingress")?));
+        }
+        Ok(Some((detail, ingress)))
     }
 
     /// Workloads whose rows say that something is left to do: for the sweep that finds what a lost wake-up missed.

@@ -12,8 +12,8 @@ use clawhq_domain::tier::Tier;
 use clawhq_domain::workload::ClaimPolicy;
 use clawhq_store::{
     Authenticated, Change, Credential, Deployed, Entry, NewAccount, NewInstance, NewNode, NewOrg, NewRelease,
-    NewSession, NewWorkload, NodeFacts, OrgKey, OrgRef, Recipe, ReportOutcome, SlotSpec, TenantScope, TokenHash,
-    UserScope, VolumeUse, WarmOrder,
+    NewSession, NewWorkload, NodeFacts, OrgKey, OrgRef, ReportOutcome, SlotSpec, TenantScope, TokenHash, UserScope,
+    VolumeUse, WarmOrder,
 };
 
 use crate::TestDb;
@@ -45,6 +45,7 @@ pub fn hello() -> Template {
         least_pids: 8,
         warm_mode: WarmMode::Exec,
         warm_limit: None,
+        warm_up: Vec::new(),
         state: None,
         tmpfs: Vec::new(),
         minted: Vec::new(),
@@ -102,7 +103,7 @@ impl Deploy {
         Ok(NewInstance {
             id: mint::<InstanceId>(),
             claim: self.claim,
-            pool: release.fits_template_slot().then(|| Recipe::of(&pool)),
+            pool: release.fits_template_slot().then_some(pool),
             slot: mint::<SlotId>(),
             volume: match release.state {
                 Some(_) => VolumeUse::New(mint::<VolumeId>()),

@@ -2,6 +2,30 @@ use proptest::prelude::*;
 
 use super::*;
 
+use std::collections::BTreeMap;
+
+/// A host that can be changed, as the steps would change it.
+#[derive(Clone, Debug)]
+struct View {
+    wants: Vec<Want>,
+    haves: Vec<Have>,
+    contacted: bool,
+    lease_held: bool,
+}
+
+fn plan(view: &View, now: Millis, policy: &Policy) -> HostPlan {
+    plan_in(view, None, now, policy)
+}
+
+fn plan_in(view: &View, burst: Option<Burst>, now: Millis, policy: &Policy) -> HostPlan {
+    let mut slots: BTreeMap<SlotId, (Option<&Want>, Option<&Have>)> = BTreeMap::new();
+    view.wants.iter().for_each(|want| slots.entry(want.slot).or_default().0 = Some(want));
+    view.haves.iter().for_each(|have| slots.entry(have.slot).or_default().1 = Some(have));
+    let slots = slots.into_values().collect();
+    let view = super::View { slots, contacted: view.contacted, lease_held: view.lease_held, burst };
+    super::plan(&view, now, policy)
+}
+
 const NOW: Millis = 1_000_000;
 const ME: InstanceId = InstanceId::from_u128(7);
 const OTHER: InstanceId = InstanceId::from_u128(8);
@@ -276,6 +300,39 @@ fn claims_come_first_and_work_is_bounded() {
     assert_eq!(count(|act| *act == Act::Make), 2);
     assert!(steps[..5].iter().all(|act| matches!(act, Act::Deliver { .. })));
     assert!(steps[9..].iter().all(|act| *act == Act::Make));
+}
+
+#[test]
+fn the_pool_waits_while_claims_come_but_not_for_ever() {
+    let wants = vec![want(1, WarmMode::Exec, None), want(2, WarmMode::Exec, Some(ME))];
+    let view = View { wants, haves: vec![], contacted: true, lease_held: true };
+    let policy = Policy::default();
+    let made = |burst, now| {
+        let plan = plan_in(&view, burst, now, &policy);
+        (plan.steps.iter().map(|step| step.slot).collect::<Vec<_>>(), plan.wake_at)
+    };
+    assert_eq!(made(None, NOW), (vec![slot(2), slot(1)], None));
+    let mut burst = Burst::joined(None, NOW, &policy);
+    // Somebody waits for the claimed one.
+    assert_eq!(made(Some(burst), NOW), (vec![slot(2)], Some(NOW + 50)));
+    assert_eq!(made(Some(burst), NOW + 50), (vec![slot(2), slot(1)], None));
+    for now in (NOW..NOW + 3_000).step_by(49) {
+        burst = Burst::joined(Some(burst), now, &policy);
+        assert_eq!(made(Some(burst), now).0.contains(&slot(1)), now >= NOW + 2_000, "{}", now - NOW);
+    }
+    let later = Burst::joined(Some(burst), NOW + 4_000, &policy);
+    assert_eq!(later, Burst { first: NOW + 4_000, last: NOW + 4_000 });
+}
+
+#[test]
+fn the_way_to_running_is_only_said_when_it_lasts() {
+    use SlotState::{Frozen, Restarting, Running, Starting, Waiting};
+    assert_eq!(worth_saying(Some(Waiting), Starting, NOW, NOW + 99), Err(NOW + 100));
+    assert_eq!(worth_saying(Some(Frozen), Starting, NOW, NOW), Err(NOW + 100));
+    assert_eq!(worth_saying(Some(Waiting), Starting, NOW, NOW + 100), Ok(()));
+    for (said, state) in [(Some(Waiting), Running), (Some(Restarting), Starting), (None, Starting)] {
+        assert_eq!(worth_saying(said, state, NOW, NOW), Ok(()));
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ any input

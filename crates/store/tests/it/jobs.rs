@@ -167,7 +167,7 @@ async fn waiting_jobs_of_one_key_are_one_and_a_release_costs_no_attempt() -> Res
 async fn listeners_hear_and_learn_when_they_may_have_missed_something() -> Result<()> {
     let db = TestDb::new().await?;
     let mut notices = Box::pin(db.store.listen(&[channel::NODE, channel::JOBS]).await?);
-    db.store.notify(channel::NODE, "node slot").await?;
+    db.store.notify(&[(channel::NODE, "node slot".to_owned())]).await?;
     let heard = tokio::time::timeout(Duration::from_secs(10), notices.next()).await?;
     assert_eq!(heard, Some(Notice::Said { channel: "clawhq_node".to_owned(), payload: "node slot".to_owned() }));
     // The connection is cut from outside, as by a restart of the database.
@@ -178,7 +178,7 @@ async fn listeners_hear_and_learn_when_they_may_have_missed_something() -> Resul
     .await?;
     let missed = tokio::time::timeout(Duration::from_secs(10), notices.next()).await?;
     assert_eq!(missed, Some(Notice::Missed));
-    db.store.notify(channel::JOBS, "again").await?;
+    db.store.notify(&[(channel::JOBS, "again".to_owned())]).await?;
     let heard = tokio::time::timeout(Duration::from_secs(10), notices.next()).await?;
     assert!(matches!(heard, Some(Notice::Said { payload, .. }) if payload == "again"));
     Ok(())

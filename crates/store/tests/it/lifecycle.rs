@@ -68,12 +68,64 @@ async fn a_report_moves_instance_version_events_and_wake_ups_together() -> Resul
     assert!(after.instances[0].ready_at.is_some());
     assert_eq!(lifecycle::shown(&after.view(), false).0, Shown::Running);
     assert_eq!(db.store.tenant(&org.scope).events().after(None, 0, 10).await?.len(), 1);
-    assert_eq!(db.system().outbox().waiting().await?, 1);
+    assert!(!observed.woke, "what runs as it is wanted, alone, leaves nothing to be done");
+    assert_eq!(db.system().outbox().waiting().await?, 0);
 
-    // Said again, it changes nothing: no second event, no second wake-up.
+    // Said again, it changes nothing: no second event.
     assert!(!changed(slots.observe(node.id, node.epoch, &report, Some(&event)).await?));
     assert_eq!(db.store.tenant(&org.scope).events().after(None, 0, 10).await?.len(), 1);
-    assert_eq!(db.system().outbox().waiting().await?, 1);
+    assert_eq!(db.system().outbox().waiting().await?, 0);
+
+    // Anything else is looked at: that it does not run, that it runs though it is not wanted any more, that another of the
+    // same workload is there.
+    let woke = async |state| -> Result<bool> {
+        let report = SlotReport { state, ..report.clone() };
+        match slots.observe(node.id, node.epoch, &report, None).await? {
+            ReportOutcome::Applied(observed) => Ok(observed.woke),
+            ReportOutcome::Stale => anyhow::bail!("stale"),
+        }
+    };
+    assert!(woke(SlotState::Restarting).await?);
+    assert!(!woke(SlotState::Running).await?);
+    assert!(woke(SlotState::Restarting).await?);
+    db.execute("update workloads set desired = 'stopped'").await?;
+    assert!(woke(SlotState::Running).await?);
+    db.execute("update workloads set desired = 'running'").await?;
+    assert!(woke(SlotState::Restarting).await?);
+    db.execute(
+        "insert into instances (org_id, id, workload_id, release_id, placement, tier, memory_mib, observed, queued_at)
+        select org_id, gen_random_uuid(), workload_id, release_id, 'queued', tier, memory_mib, 'absent', now() from instances",
+    )
+    .await?;
+    assert!(woke(SlotState::Running).await?);
+    Ok(())
+}
+
+/// The claim says by itself what the node is to be told: the same as is read afterwards.
+#[tokio::test]
+async fn a_claim_tells_what_would_be_read() -> Result<()> {
+    let db = TestDb::new().await?;
+    let tier = db.tier("free").await?;
+    let org = db.org("ann", "free").await?;
+    let node = db.node("n1", 10_000).await?;
+    let mut deploy = Deploy::new("agent", &tier);
+    deploy.template.state = Some(StateVolume { path: "/data".to_owned(), size_mib: 64 });
+    db.ready_slots(&node, &deploy.template, &tier, 1).await?;
+    db.execute("update slots set image_digest = 'sha256:1', minted = 'x', restart = 3").await?;
+    let made = db.deploy(&org, &deploy).await?;
+    let told = made.placed.told.expect("a warm slot without secrets");
+    let read = db.system().slots().desired(&[told.slot]).await?.pop().expect("it is there");
+    assert_eq!(
+        (told.slot, told.node, told.generation, told.present),
+        (read.slot, read.node, read.generation, read.present)
+    );
+    assert!(told.spec == read.spec);
+    assert_eq!((&told.image_digest, &told.minted, told.volume), (&read.image_digest, &read.minted, read.volume));
+    assert!(told.image_digest.is_some() && told.minted.is_some() && told.volume.is_some());
+    let (told, read) = (told.claim.expect("claimed"), read.claim.expect("claimed"));
+    assert_eq!((told.org, told.workload, told.instance), (read.org, read.workload, read.instance));
+    assert_eq!((told.release_id, told.restart), (read.release_id, read.restart));
+    assert_eq!((told.workload_name, told.release), (read.workload_name, read.release));
     Ok(())
 }
 
