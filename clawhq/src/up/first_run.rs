@@ -36,6 +36,9 @@ pub struct FirstWorkload {
     pub steps: Vec<(String, f64)>,
 }
 
+/// Of the first workload: it is small.
+pub const FIRST_WORKLOAD_TIER: &str = "free";
+
 impl FirstRun {
     fn path(data: &Path) -> PathBuf {
         data.join("first-run.json")
@@ -167,7 +170,7 @@ impl Client {
         let path = format!("/orgs/{org}/workloads");
         // The password's file is written once per data directory, so its person is a key as durable as the deploy.
         let key = format!("first-workload-{org}");
-        let body = json!({"name": "hello", "template": "hello"});
+        let body = json!({"name": "hello", "template": "hello", "tier": FIRST_WORKLOAD_TIER});
         let created = self
             .expect(Method::POST, &path, Some(body), &[("Idempotency-Key", &key), ("Prefer", "wait=30")])
             .await

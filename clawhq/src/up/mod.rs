@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clawhq_runtime::config::Secret;
 
-use self::first_run::{Client, FirstRun};
+use self::first_run::{Client, FIRST_WORKLOAD_TIER, FirstRun};
 use self::postgres::Postgres;
 use self::process::Record;
 use self::progress::Progress;
 use crate::config::Settings;
 
+/// Of the first org: the least that has room for OpenClaw.
+const FIRST_TIER: &str = "business";
 /// The longest data directory under which every Unix socket's path still fits (108 bytes with the longest name).
 const LONGEST_DATA: usize = 70;
 /// How long the roles may take until they answer `/readyz`.
@@ -103,12 +105,16 @@ pub async fn up(mut settings: Settings, options: Options) -> Result<()> {
     if fresh {
         let step = progress.step("First org and person created");
         let org = client.enter(&data, &mut first).await?;
+        let app = crate::roles::open(&settings).await?;
+        // Whoever set it up owns the machine: every template is to be had.
+        app.set_org_tier(&org, FIRST_TIER).await?;
         step.done(&org);
         let step = progress.step("Warm pool has a slot");
         let deadline = Instant::now() + WARM_WITHIN;
-        let app = crate::roles::open(&settings).await?;
         let warm = loop {
-            let ready = app.pool_depths().await?.iter().any(|pool| pool.template == "hello" && pool.ready > 0);
+            let pools = app.pool_depths().await?;
+            let ready =
+                pools.iter().any(|pool| pool.template == "hello" && pool.tier == FIRST_WORKLOAD_TIER && pool.ready > 0);
             if ready || Instant::now() > deadline {
                 break ready;
             }
@@ -147,8 +153,13 @@ pub fn purge(settings: &Settings) -> Result<()> {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let filter = format!("label={}={}", clawhq_node_agent::LABEL_DATA, settings.node_agent.data_dir.display());
-    let found = docker(&["ps", "-aq", "--no-trunc", "--filter", &filter])?;
+    let found = match clawhq_node_agent::installation(&settings.node_agent).context("the node agent's ledger")? {
+        Some(ours) => {
+            let filter = format!("label={}={ours}", clawhq_node_agent::LABEL_DATA);
+            docker(&["ps", "-aq", "--no-trunc", "--filter", &filter])?
+        }
+        None => String::new(),
+    };
     let containers: Vec<&str> = found.split_whitespace().collect();
     for some in containers.chunks(50) {
         docker(&[&["rm", "--force", "--volumes"], some].concat())?;
