@@ -422,10 +422,10 @@ async fn node_agent_idle(bench: &mut Bench) -> Result<()> {
     if bench.platform.pid(Role::PoolManager).is_none() {
         bench.platform.start_role(Role::PoolManager)?;
     }
-    clawhq_tests::eventually("50 containers", LONG, async || {
+    clawhq_tests::eventually("50 containers, and nothing on its way in or out", LONG, async || {
         match bench
             .platform
-            .number("select count(*) from slots where removed_at is null and observed = 'waiting'")
+            .number("select case when bool_and(observed = 'waiting') then count(*) else -1 end from slots where removed_at is null")
             .await
         {
             Ok(50) => Ok(()),
@@ -519,7 +519,10 @@ async fn openclaw(bench: &mut Bench) -> Result<()> {
     bench.filled("openclaw", "business", 2).await?;
     bench.platform.start_role(Role::PoolManager)?;
     clawhq_tests::eventually("the slots of hello are gone", LONG, async || {
-        match bench.platform.number("select count(*) from slots where removed_at is null and template = 'hello'").await
+        match bench
+            .platform
+            .number("select count(*) from slots where removed_at is null and template = 'hello' and tier = 'free'")
+            .await
         {
             Ok(0) => Ok(()),
             other => Err(format!("{other:?}")),
