@@ -230,6 +230,12 @@ async fn main() -> Result<()> {
     let mut failures = Vec::new();
     // Names of parts, when not all are wanted; nothing is written then.
     let only: Vec<String> = std::env::args().skip(1).collect();
+    // A run that was cut short leaves its bridge, which would take this one's packets.
+    for line in run(&["ip", "-o", "-4", "addr", "show"], &[])?.lines().filter(|line| line.contains(" 10.231.77.1/")) {
+        if let Some(bridge) = line.split_whitespace().nth(1).filter(|name| name.starts_with("br-")) {
+            run(&["ip", "link", "del", bridge], &[])?;
+        }
+    }
     bench.platform.docker(&["network", "create", "--subnet", "10.231.77.0/24", "bench"])?;
     // Each part stands alone: one that fails is said, and the others still measured.
     macro_rules! part {
