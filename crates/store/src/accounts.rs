@@ -137,28 +137,6 @@ pub enum Entry {
     Entered(Box<Authenticated>),
 }
 
-/// One row when the credential is valid; the org's columns are null when it is not theirs.
-const ENTER_BY_SESSION: &str = "select s.id as session_id, s.user_id, null::uuid as key_id, null::uuid as created_by,
-            (extract(epoch from now() - s.last_seen_at) * 1000)::bigint as seen_ms_ago, o.*
-        from sessions s
-        left join lateral (
-            select o.id, o.slug, o.name, o.tier, o.version, o.created_at, m.role, t.rate_per_min
-            from orgs o join memberships m on m.org_id = o.id and m.user_id = s.user_id join tiers t on t.name = o.tier
-            where o.id = $2 or o.slug = $3
-        ) o on true
-        where s.token_hash = $1 and s.expires_at > now()";
-
-/// The same for a program.
-const ENTER_BY_KEY: &str = "select null::uuid as session_id, null::uuid as user_id, k.id as key_id, k.created_by,
-            0::bigint as seen_ms_ago, o.*
-        from api_keys k
-        left join lateral (
-            select o.id, o.slug, o.name, o.tier, o.version, o.created_at, k.role, t.rate_per_min
-            from orgs o join tiers t on t.name = o.tier
-            where o.id = k.org_id and (o.id = $2 or o.slug = $3)
-        ) o on true
-        where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > now())";
-
 /// Before anybody is known.
 #[derive(Clone, Copy)]
 pub struct Accounts<'s> {
@@ -268,9 +246,28 @@ impl Accounts<'_> {
 
     /// One query from a credential and the path's org to everything a request needs to go on.
     pub async fn enter(self, credential: &Credential, org: &OrgRef) -> Result<Entry> {
+        // One row when the credential is valid; the org's columns are null when it is not theirs.
+        let by_session = "select s.id as session_id, s.user_id, null::uuid as key_id, null::uuid as created_by,
+                (extract(epoch from now() - s.last_seen_at) * 1000)::bigint as seen_ms_ago, o.*
+            from sessions s
+            left join lateral (
+                select o.id, o.slug, o.name, o.tier, o.version, o.created_at, m.role, t.rate_per_min
+                from orgs o join memberships m on m.org_id = o.id and m.user_id = s.user_id join tiers t on t.name = o.tier
+                where o.id = $2 or o.slug = $3
+            ) o on true
+            where s.token_hash = $1 and s.expires_at > now()";
+        let by_key = "select null::uuid as session_id, null::uuid as user_id, k.id as key_id, k.created_by,
+                0::bigint as seen_ms_ago, o.*
+            from api_keys k
+            left join lateral (
+                select o.id, o.slug, o.name, o.tier, o.version, o.created_at, k.role, t.rate_per_min
+                from orgs o join tiers t on t.name = o.tier
+                where o.id = k.org_id and (o.id = $2 or o.slug = $3)
+            ) o on true
+            where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > now())";
         let (text, hash) = match credential {
-            Credential::Session(hash) => (ENTER_BY_SESSION, hash),
-            Credential::ApiKey(hash) => (ENTER_BY_KEY, hash),
+            Credential::Session(hash) => (by_session, hash),
+            Credential::ApiKey(hash) => (by_key, hash),
         };
         let (id, slug) = match org {
             OrgRef::Id(id) => (Some(id.uuid()), None),
