@@ -85,11 +85,25 @@ async fn a_report_moves_instance_version_events_and_wake_ups_together() -> Resul
             ReportOutcome::Stale => anyhow::bail!("stale"),
         }
     };
+    // The edge's short way is open where the domain says that it runs, and nowhere else.
+    db.execute("update nodes set facts = '{\"ingress\": \"unix:/x\"}'").await?;
+    let straight = async || -> Result<bool> {
+        let (slug, rows) = (db.store.tenant(&org.scope).org().get().await?.slug.to_string(), db.system().workloads());
+        let (detail, ingress) = rows.by_host(&slug, "agent").await?.expect("its host name is known");
+        assert_eq!(ingress.get(&node.id).map(String::as_str), Some("unix:/x"));
+        let runs = lifecycle::shown(&detail.view(), false).0 == Shown::Running;
+        let route = rows.straight(&slug, "agent").await?;
+        assert_eq!(route.is_some(), runs, "{detail:?}");
+        Ok(route.is_some_and(|route| (route.instance, route.slot, route.node) == (made.instance, slot, node.id)))
+    };
+    assert!(straight().await?);
     assert!(woke(SlotState::Restarting).await?);
+    assert!(!straight().await?);
     assert!(!woke(SlotState::Running).await?);
     assert!(woke(SlotState::Restarting).await?);
     db.execute("update workloads set desired = 'stopped'").await?;
     assert!(woke(SlotState::Running).await?);
+    assert!(!straight().await?);
     db.execute("update workloads set desired = 'running'").await?;
     assert!(woke(SlotState::Restarting).await?);
     db.execute(
