@@ -19,7 +19,7 @@ update tiers set memory_mib = 64, memory_burst_mib = 128, warm_target = 120, max
                  rate_per_min = 1000000 where name = 'free';
 update tiers set max_per_node = 1000, max_workloads = 10000, rate_per_min = 1000000 where name = 'business'";
 const TUNED: &str = "tier free: memory_mib 64, memory_burst_mib 128, warm_target 120, max_per_node 1000, max_workloads 10000; \
-                     tier business: warm_target 0, 2 for OpenClaw; app.pool_share_percent 80; API limits by address and org lifted";
+                     tier business: warm_target 0, 2 for OpenClaw; app.pool_share_percent 80; API limits by address and org lifted; Docker daemon at nice 10, as ./dev up starts it";
 const LONG: Duration = Duration::from_secs(180);
 const IMAGE: &str = "clawhq/hello:dev";
 
