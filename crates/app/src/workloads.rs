@@ -433,14 +433,11 @@ impl App {
         ];
         let placement = made.placed.placement.kind();
         let token = minted.and_then(|minted| minted.into_values().next()).map(|token| token.as_str().to_owned());
-        if let Some(wait) = wait {
-            // What was just made neither runs nor has failed: nothing is to be looked at before something is reported.
-            let first = changes_within(changes, LOOK_EVERY.min(wait)).await;
-            let left = wait.saturating_sub(first);
-            return self
-                .deployed(context, id, Some(left), settled(None, 0), Some(placement), steps, total, token)
-                .await;
-        }
+        // What was just made neither runs nor has failed: nothing is to be looked at before something is reported.
+        let wait = match wait {
+            Some(wait) => Some(wait.saturating_sub(changes_within(changes, LOOK_EVERY.min(wait)).await)),
+            None => None,
+        };
         self.deployed(context, id, wait, settled(None, 0), Some(placement), steps, total, token).await
     }
 
