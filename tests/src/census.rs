@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clawhq_domain::ids::{SlotId, VolumeId};
@@ -96,10 +96,20 @@ impl Census {
 
     /// Waits until the machine and the tables agree; panics with the disagreement.
     pub async fn settled(platform: &Platform, within: Duration) -> Self {
+        let (begun, mut said) = (Instant::now(), String::new());
         eventually("machine and tables agree", within, async || {
             let census = Self::take(platform).await.map_err(|error| format!("{error:#}"))?;
             let faults = census.faults();
-            if faults.is_empty() { Ok(census) } else { Err(faults.join("; ")) }
+            if faults.is_empty() {
+                return Ok(census);
+            }
+            let faults = faults.join("; ");
+            // Such a one was left to a sweep, where an event should have done.
+            if begun.elapsed() > Duration::from_secs(5) && faults != said {
+                println!("after {:?}: {faults}", begun.elapsed());
+                said.clone_from(&faults);
+            }
+            Err(faults)
         })
         .await
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clawhq_store::{Notice, channel};
 use futures::StreamExt as _;
@@ -12,7 +13,12 @@ use crate::App;
 /// What is said of the pool when a slot was claimed.
 const CLAIMED: &str = "claimed";
 /// From a claim to the order of its replacement: claims that come together are through by then, or hold up what is made.
-const REFILL_AFTER: std::time::Duration = std::time::Duration::from_millis(100);
+const REFILL_AFTER: Duration = Duration::from_millis(100);
+
+/// First and longest pause before a notice is said again that could not be said.
+const SAY_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Notices kept while the database is away. What is beyond is found by the sweeps.
+const SAYING_MAX: usize = 10_000;
 
 #[derive(Default)]
 pub(crate) struct Listening {
@@ -34,19 +40,38 @@ impl App {
     /// Tells every process, this one included, soon.
     pub(crate) fn say(&self, channel: &'static str, payload: String) {
         let mut saying = self.0.saying.lock();
-        saying.waiting.insert((channel, payload));
+        if saying.waiting.len() < SAYING_MAX {
+            saying.waiting.insert((channel, payload));
+        }
         if std::mem::replace(&mut saying.under_way, true) {
             return;
         }
         drop(saying);
         let app = self.clone();
         tokio::spawn(async move {
+            let mut pause = SAY_AGAIN.0;
             while let Some(said) = app.to_say() {
-                if let Err(error) = app.store().notify(&said).await {
-                    tracing::debug!("other processes were not told: {error}");
+                match app.store().notify(&said).await {
+                    Ok(()) => pause = SAY_AGAIN.0,
+                    // Said again: who listens may have connected anew, and looked, before what this is about.
+                    Err(error) => {
+                        tracing::debug!("other processes were not told: {error}");
+                        if app.store().is_closed() {
+                            return;
+                        }
+                        app.unsaid(said);
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(SAY_AGAIN.1);
+                    }
                 }
             }
         });
+    }
+
+    fn unsaid(&self, said: Vec<(&'static str, String)>) {
+        let mut saying = self.0.saying.lock();
+        let room = SAYING_MAX.saturating_sub(saying.waiting.len());
+        saying.waiting.extend(said.into_iter().take(room));
     }
 
     fn to_say(&self) -> Option<Vec<(&'static str, String)>> {
@@ -76,7 +101,7 @@ impl App {
                 Ok(notices) => break notices,
                 Err(error) => {
                     tracing::warn!("cannot listen for notices yet: {error}");
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
         };

@@ -189,6 +189,10 @@ impl Store {
         self.pool.close().await;
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.pool.is_closed()
+    }
+
     pub(crate) async fn begin(&self) -> Result<tx::Tx> {
         tx::Tx::begin(&self.pool, "BEGIN").await
     }
