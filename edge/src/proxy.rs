@@ -140,6 +140,9 @@ impl Edge {
             Err(IngressError::Refused { code, .. }) if code == "port_not_allowed" => {
                 Err(Failure::Silent(route.clone(), "The port its address leads to is not one of its ports."))
             }
+            Err(IngressError::Refused { code, .. }) if code == "busy" => {
+                Err(Failure::Silent(route.clone(), "It has too many connections open; try again in a moment."))
+            }
             Err(error) => {
                 tracing::debug!(slot.id = %target.slot, "the ingress refused: {error}");
                 Ok(None)

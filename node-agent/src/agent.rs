@@ -17,7 +17,7 @@ use clawhq_init::{State, ToAgent, ToInit};
 use clawhq_proto::{slot_digest, v1};
 use futures::StreamExt;
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -1307,8 +1307,12 @@ impl Agent {
             (Some(claim), Some(netns)) if open => {
                 let ports: Vec<u16> = claim.ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect();
                 let gone = slot.route.get_or_insert_with(CancellationToken::new).clone();
-                let route = Route { netns: netns.clone(), ports, gone };
-                self.routes.write().insert(id, route);
+                let mut routes = self.routes.write();
+                let seats = match routes.get(&id) {
+                    Some(route) => route.seats.clone(),
+                    None => Arc::new(Semaphore::new(self.tools.config.limits.ingress_connections_per_slot)),
+                };
+                routes.insert(id, Route { netns: netns.clone(), ports, seats, gone });
             }
             _ => {
                 self.routes.write().remove(&id);

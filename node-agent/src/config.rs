@@ -69,6 +69,8 @@ pub struct Limits {
     pub channels: usize,
     /// Ingress connections open at once.
     pub ingress_connections: usize,
+    /// Of them, those of one slot: a tenant's visitors leave room for the others'.
+    pub ingress_connections_per_slot: usize,
 }
 
 impl Default for Config {
@@ -113,6 +115,7 @@ impl Default for Limits {
             pull_deadline_s: 600,
             channels: 256,
             ingress_connections: 8192,
+            ingress_connections_per_slot: 2048,
         }
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use clawhq_domain::ids::SlotId;
 use parking_lot::RwLock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Counters;
@@ -28,6 +28,8 @@ const BUFFER: usize = 16 << 10;
 pub struct Route {
     pub netns: Netns,
     pub ports: Vec<u16>,
+    /// Connections that it may have open beside those it has.
+    pub seats: Arc<Semaphore>,
     /// Cancelled when the slot may not be reached any more: open connections end.
     pub gone: CancellationToken,
 }
@@ -91,7 +93,7 @@ impl Server {
             return refuse(stream, "ERR busy too many connections on this node\n").await;
         };
         match tokio::time::timeout(REQUEST_DEADLINE, self.open(&mut stream)).await {
-            Ok(Ok((mut inner, route))) => {
+            Ok(Ok((mut inner, route, _seat))) => {
                 self.counters.ingress_connections.inc();
                 let carried = tokio::select! {
                     () = self.stop.cancelled() => None,
@@ -113,7 +115,7 @@ impl Server {
         }
     }
 
-    async fn open(&self, stream: &mut UnixStream) -> Result<(tokio::net::TcpStream, Route), Refusal> {
+    async fn open(&self, stream: &mut UnixStream) -> Result<(TcpStream, Route, OwnedSemaphorePermit), Refusal> {
         let request = read_line(stream).await.map_err(|error| Refusal("bad_request", error.to_string()))?;
         let (slot, port) = parse(&request)?;
         let route = self
@@ -125,13 +127,15 @@ impl Server {
         if !route.ports.contains(&port) {
             return Err(Refusal("port_not_allowed", format!("port {port} is not one of its ports")));
         }
+        let seat = route.seats.clone().try_acquire_owned();
+        let seat = seat.map_err(|_| Refusal("busy", format!("{slot} has too many connections")))?;
         let inner = self
             .workers
             .connect(&route.netns, port)
             .await
             .map_err(|error| Refusal("refused", format!("port {port} does not answer: {error}")))?;
         stream.write_all(b"OK\n").await.map_err(|error| Refusal("gone", error.to_string()))?;
-        Ok((inner, route))
+        Ok((inner, route, seat))
     }
 }
 
@@ -203,12 +207,13 @@ mod tests {
         let (slot, routes) = (SlotId::from_u128(3), Routes::default());
         let counters = Counters::register(&Metrics::new());
         let stop = CancellationToken::new();
-        serve(path.clone(), routes.clone(), Workers::start().unwrap(), counters, 2, stop.clone()).unwrap();
+        serve(path.clone(), routes.clone(), Workers::start().unwrap(), counters, 3, stop.clone()).unwrap();
 
         assert!(ask(&path, &format!("CLAWHQ/1 {slot} {port}\n")).await.0.starts_with("ERR not_running"));
         let gone = CancellationToken::new();
         let netns = Netns::of_pid(std::process::id()).unwrap();
-        routes.write().insert(slot, Route { netns, ports: vec![port], gone: gone.clone() });
+        let seats = Arc::new(Semaphore::new(1));
+        routes.write().insert(slot, Route { netns, ports: vec![port], seats, gone: gone.clone() });
         assert!(ask(&path, &format!("CLAWHQ/1 {slot} 1\n")).await.0.starts_with("ERR port_not_allowed"));
 
         let (answer, mut stream) = ask(&path, &format!("CLAWHQ/1 {slot} {port}\nping")).await;
@@ -220,6 +225,8 @@ mod tests {
         inner.write_all(b"pong").await.unwrap();
         stream.read_exact(&mut four).await.unwrap();
         assert_eq!(&four, b"pong");
+        let second = ask(&path, &format!("CLAWHQ/1 {slot} {port}\n")).await.0;
+        assert!(second.starts_with("ERR busy"), "{second}");
         gone.cancel();
         assert_eq!(stream.read(&mut four).await.unwrap(), 0, "a slot that leaves takes its connections with it");
         stop.cancel();
