@@ -277,6 +277,10 @@ impl From<StoreError> for Error {
                 Reason::new("quota_exceeded", format!("The tier allows {allowed} workloads and they are all in use."))
                     .with_hint("Delete a workload or choose a larger tier."),
             ),
+            StoreError::LimitReached(Limit::OrgsOwned { allowed }) => Self::Refused(
+                Reason::new("quota_exceeded", format!("One person owns {allowed} orgs at most."))
+                    .with_hint("Use one that is there, or make somebody else the owner of one."),
+            ),
             StoreError::LimitReached(Limit::NoWarmSlot) => Self::Refused(
                 Reason::new("no_warm_slot", "No warm slot is ready and the request required one.")
                     .with_hint("Ask for warm: prefer to start cold instead, or try again in a moment."),

@@ -42,6 +42,7 @@ impl App {
             }
             let plan = lifecycle::converge(&detail.view(), self.now());
             if plan.acts.is_empty() {
+                self.tell_again(&detail);
                 return Ok(plan.wake_at);
             }
             for act in plan.acts {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clawhq_store::{Notice, channel};
+use clawhq_store::{Notice, StoreError, channel};
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,8 @@ const REFILL_AFTER: Duration = Duration::from_millis(100);
 
 /// First and longest pause before a notice is said again that could not be said.
 const SAY_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// A connection that nothing comes back on must not silence the process.
+const SAY_WITHIN: Duration = Duration::from_secs(5);
 /// Notices kept while the database is away. What is beyond is found by the sweeps.
 const SAYING_MAX: usize = 10_000;
 
@@ -51,7 +53,8 @@ impl App {
         tokio::spawn(async move {
             let mut pause = SAY_AGAIN.0;
             while let Some(said) = app.to_say() {
-                match app.store().notify(&said).await {
+                let told = tokio::time::timeout(SAY_WITHIN, app.store().notify(&said)).await;
+                match told.unwrap_or(Err(StoreError::Retryable)) {
                     Ok(()) => pause = SAY_AGAIN.0,
                     // Said again: who listens may have connected anew, and looked, before what this is about.
                     Err(error) => {

@@ -1,9 +1,11 @@
 //! The warm pool: what there is, what `domain::pool` wants of it, and doing that.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawhq_domain::Millis;
 use clawhq_domain::ids::{NodeId, SlotId};
+use clawhq_domain::placement;
 use clawhq_domain::pool::{self, Policy, PoolView, Step, WarmSlot};
 use clawhq_domain::slot::{Failure, FailureKind, SlotState};
 use clawhq_domain::template::Template;
@@ -109,9 +111,25 @@ impl App {
                 }
             })
             .collect();
-        // What no pool is kept for any more goes.
-        let strays: Vec<WarmSlot> =
-            slots.iter().filter(|slot| !pools.iter().any(|pool| pool.is(slot))).map(|slot| warm(slot, true)).collect();
+        // One that could not be placed anyway is given nothing that others have.
+        let mut nodes_of_tier = BTreeMap::new();
+        for (pool, view) in pools.iter().zip(&mut views) {
+            let staying = view.slots.iter().filter(|slot| !slot.leaving).count();
+            if staying < view.target as usize {
+                let seen = match nodes_of_tier.entry(&pool.tier.name) {
+                    Entry::Occupied(seen) => seen.into_mut(),
+                    Entry::Vacant(unseen) => unseen.insert(node_rows.views(&pool.tier.name).await?),
+                };
+                view.full = placement::choose(&pool.spec.request(), seen).is_err();
+            }
+        }
+        // What no pool is kept for any more goes. What is of a template that a newer release wrote is that one's.
+        let unreadable = self.unreadable_templates().await?;
+        let stray = |slot: &&Slot| {
+            let theirs = slot.template.as_ref().is_some_and(|template| unreadable.contains(template));
+            !theirs && !pools.iter().any(|pool| pool.is(slot))
+        };
+        let strays: Vec<WarmSlot> = slots.iter().filter(stray).map(|slot| warm(slot, true)).collect();
         views.push(PoolView {
             template: String::new(),
             tier: String::new(),

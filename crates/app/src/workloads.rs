@@ -13,7 +13,7 @@ use clawhq_domain::lifecycle::{self, Shown};
 use clawhq_domain::names::{EnvName, ImageRef, TemplateName, WorkloadName};
 use clawhq_domain::quota::{self, Ask, Usage};
 use clawhq_domain::release::{self, Change as Difference, Config, FileSpec, Release, SecretRef, SecretTarget};
-use clawhq_domain::slot::Step;
+use clawhq_domain::slot::{SlotState, Step};
 use clawhq_domain::template::{Port, StateVolume, Template, WarmMode};
 use clawhq_domain::tier::Tier;
 use clawhq_domain::workload::{ClaimPolicy, Desired, PlacementKind};
@@ -462,6 +462,17 @@ impl App {
             .transpose()
     }
 
+    /// Tells the nodes of those that have a container and have not begun: between a claim's commit and its notice a process
+    /// can end, a caller hang up or a stream move.
+    pub(crate) fn tell_again(&self, detail: &WorkloadDetail) {
+        for instance in detail.instances.iter().filter(|instance| instance.ended_at.is_none()) {
+            let waits = matches!(instance.observed, SlotState::Waiting | SlotState::Frozen);
+            if let (true, Some(slot), Some(node)) = (waits, instance.slot, instance.node) {
+                self.slot_changed(node, slot);
+            }
+        }
+    }
+
     #[allow(clippy::too_many_arguments)]
     async fn deployed(
         &self,
@@ -487,10 +498,12 @@ impl App {
         Ok(Deployed { workload, placement, steps, total_micros, access_token, replayed: false })
     }
 
-    /// A key whose answer was never stored: what it made is described anew.
+    /// A key whose answer was never stored: what it made is described anew. Whoever made it may not have come to tell its
+    /// node.
     async fn replayed(&self, context: &OrgContext, error: Error, wait: Option<Duration>) -> Result<Deployed> {
         let Error::Unanswered { effect } = error else { return Err(error) };
         let workload = WorkloadId::from_u128(effect);
+        self.tell_again(&self.store().tenant(&context.scope).workloads().get(&WorkloadRef::Id(workload)).await?);
         let made = self
             .deployed(context, workload, wait, settled(None, 0), None, Vec::new(), Stopwatch::start(), None)
             .await?;

@@ -9,6 +9,7 @@ use clawhq_app::caller::{Credential, OrgContext, Origin};
 use clawhq_app::hub::NodeHint;
 use clawhq_app::model::Deployed;
 use clawhq_app::nodes::{Link, NodeFacts, SlotDesired};
+use clawhq_app::pool::PoolReport;
 use clawhq_app::workloads::{ConfigInput, CreateWorkload, SecretInput, Source, UpdateWorkload};
 use clawhq_app::{App, AppConfig, Error};
 use clawhq_domain::ids::{NodeId, SlotId};
@@ -19,6 +20,7 @@ use clawhq_domain::slot::{Failure, FailureKind, SlotReport, SlotState, Step};
 use clawhq_domain::workload::{ClaimPolicy, PlacementKind};
 use clawhq_runtime::clock::Clock;
 use clawhq_sealing::{KeyRing, Plaintext};
+use clawhq_store::IdempotencyKey;
 use clawhq_testkit::{TestDb, hello};
 use tokio_util::sync::CancellationToken;
 
@@ -403,15 +405,56 @@ async fn more_secrets_than_a_process_can_be_given_are_refused_at_once() -> Resul
     Ok(())
 }
 
+/// Beside a newer release, whose templates this one cannot read, that one's pool is not taken down.
+#[tokio::test]
+async fn slots_of_a_template_that_cannot_be_read_are_left_alone() -> Result<()> {
+    let world = World::new().await?;
+    let mut node = Node::join(&world.app).await?;
+    ensure!(world.app.pool_pass().await?.ordered > 0);
+    node.reconcile().await?;
+    world.db.execute("update templates set spec = jsonb_set(spec, '{surprise}', '1')").await?;
+    // Has the catalogue read anew.
+    world.app.put_tier(&world.db.tier("free").await?).await?;
+    ensure!(world.app.templates().await?.is_empty());
+    ensure!(world.app.pool_pass().await? == PoolReport::default());
+    Ok(())
+}
+
+/// As when the process that claimed ended before it told anybody.
+#[tokio::test]
+async fn a_claim_whose_notice_was_lost_is_told_again() -> Result<()> {
+    let world = World::new().await?;
+    let mut node = Node::join(&world.app).await?;
+    ensure!(world.app.pool_pass().await?.ordered > 0);
+    node.reconcile().await?;
+    let ask = world.ask("bot", ClaimPolicy::Require)?;
+    let key = IdempotencyKey { route: "create".to_owned(), key: "once".to_owned(), request_hash: [7; 32] };
+    let made = world.app.create_workload(&world.org, ask.clone(), Some(key.clone()), None).await?;
+    let mut told = || std::iter::from_fn(|| node.link.inbox.hints.try_recv().ok()).collect::<Vec<_>>();
+    ensure!(matches!(told()[..], [.., NodeHint::Claimed(_)]), "it is told once it is claimed");
+    world.app.converge(world.org.org, made.workload.id).await?;
+    ensure!(matches!(told()[..], [NodeHint::SlotChanged(_)]), "a sweep tells it again");
+    // The caller heard nothing and asks again with its key.
+    let again = world.app.create_workload(&world.org, ask, Some(key), None).await?;
+    ensure!(again.replayed && again.workload.id == made.workload.id);
+    ensure!(matches!(told()[..], [NodeHint::SlotChanged(_)]), "and so does a repeat");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_person_owns_a_bounded_number_of_orgs() -> Result<()> {
     let world = World::new().await?;
     let credential = world.credential.clone();
-    for number in 1..clawhq_app::orgs::ORGS_OWNED_MAX {
+    for number in 2..clawhq_app::orgs::ORGS_OWNED_MAX {
         world.app.create_org(&credential, &format!("Org {number}"), None).await?;
     }
-    let refused = world.app.create_org(&credential, "One more", None).await;
-    ensure!(matches!(refused, Err(Error::Refused(reason)) if reason.code == "quota_exceeded"));
+    // All at once for the last place.
+    let names = ["one", "two", "three", "four"];
+    let asked = names.iter().map(|name| world.app.create_org(&credential, name, Some(name)));
+    let (made, refused): (Vec<_>, Vec<_>) = futures::future::join_all(asked).await.into_iter().partition(Result::is_ok);
+    ensure!((made.len(), refused.len()) == (1, 3), "{made:?} {refused:?}");
+    let quota = |answer| matches!(answer, Err(Error::Refused(reason)) if reason.code == "quota_exceeded");
+    ensure!(refused.into_iter().all(quota));
     Ok(())
 }
 

@@ -216,7 +216,9 @@ impl Burst {
     /// With a claim that comes now.
     pub fn joined(burst: Option<Self>, now: Millis, policy: &Policy) -> Self {
         match burst {
-            Some(burst) if now < burst.last.saturating_add(policy.burst_pause_ms) => Self { last: now, ..burst },
+            Some(burst) if (burst.first..burst.last.saturating_add(policy.burst_pause_ms)).contains(&now) => {
+                Self { last: now, ..burst }
+            }
             _ => Self { first: now, last: now },
         }
     }
@@ -343,7 +345,8 @@ pub fn plan(view: &View<'_>, now: Millis, policy: &Policy) -> HostPlan {
         policy,
         lease_held: view.lease_held,
         contacted: view.contacted,
-        made_from: view.burst.map_or(now, |burst| burst.over_at(policy)),
+        // One from the future is from before the clock was set back.
+        made_from: view.burst.filter(|burst| burst.last <= now).map_or(now, |burst| burst.over_at(policy)),
         held,
         claimed: BTreeSet::new(),
         plan: HostPlan::default(),
@@ -706,7 +709,8 @@ pub const STARTING_LASTS_MS: Millis = 100;
 pub fn worth_saying(said: Option<SlotState>, state: SlotState, since: Millis, now: Millis) -> Result<(), Millis> {
     let warm = matches!(said, Some(SlotState::Waiting | SlotState::Frozen));
     let at = since.saturating_add(STARTING_LASTS_MS);
-    if warm && state == SlotState::Starting && now < at { Err(at) } else { Ok(()) }
+    // Since the future: the clock was set back meanwhile.
+    if warm && state == SlotState::Starting && (since..at).contains(&now) { Err(at) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -106,9 +106,11 @@ fn retirement(slot: &WarmSlot, policy: &Policy, now: Millis) -> Option<Retire> {
     }
 }
 
-/// How many slots each pool may have of `total_mib`: one by one to the emptiest by the share of its target.
-fn shares(pools: &[PoolView], total_mib: u32) -> Vec<u32> {
-    let most: Vec<u32> = pools.iter().map(|pool| if pool.full { 0 } else { pool.target }).collect();
+/// How many slots each pool may have of `total_mib`: one by one to the emptiest by the share of its target. One that has no
+/// room may keep what it has.
+fn shares(pools: &[PoolView], have: &[u32], total_mib: u32) -> Vec<u32> {
+    let most = |(pool, have): (&PoolView, &u32)| if pool.full { pool.target.min(*have) } else { pool.target };
+    let most: Vec<u32> = pools.iter().zip(have).map(most).collect();
     let (mut shares, mut left) = (vec![0; pools.len()], total_mib);
     while let Some(at) = emptiest(pools, &shares, &most, left) {
         shares[at] += 1;
@@ -153,7 +155,7 @@ pub fn plan(pools: &[PoolView], policy: &Policy, now: Millis) -> PoolPlan {
     // A pool that came late, or whose slots are large, gets its share of a room that others have filled before it. Nothing
     // is ordered beyond a share, so what is given up here does not come back.
     let held: u32 = pools.iter().zip(&have).map(|(pool, have)| pool.memory_mib * have).sum();
-    let shares = shares(pools, policy.budget_mib.saturating_add(leaving_mib).saturating_add(held));
+    let shares = shares(pools, &have, policy.budget_mib.saturating_add(leaving_mib).saturating_add(held));
     let waits = |at: usize| waits_until(&pools[at]).filter(|until| *until > now);
     let lacking = |at: &usize| have[*at] < shares[*at];
     plan.wake_at = (0..pools.len()).filter(lacking).filter_map(waits).min();
@@ -282,20 +284,34 @@ mod tests {
 
     /// Carries a plan out at once: what goes is gone, what is ordered is ready.
     fn carried_out(pools: &mut [PoolView], budget: &mut u32, plan: &PoolPlan, next: &mut u128) {
+        carried_out_on(&mut [u32::MAX / 2], pools, budget, plan, next);
+    }
+
+    /// The same on nodes with so much free memory each. Which pools have no room is seen anew afterwards.
+    fn carried_out_on(free: &mut [u32], pools: &mut [PoolView], budget: &mut u32, plan: &PoolPlan, next: &mut u128) {
         for step in &plan.steps {
             match step {
                 Step::Retire { slot, .. } => {
                     let pool = pools.iter_mut().find(|pool| pool.slots.iter().any(|known| known.id == *slot)).unwrap();
                     pool.slots.retain(|known| known.id != *slot);
                     *budget += pool.memory_mib;
+                    free[slot.as_u128() as usize % free.len()] += pool.memory_mib;
                 }
                 Step::Order { tier, .. } => {
                     let pool = pools.iter_mut().find(|pool| pool.tier == *tier).unwrap();
+                    let Some(node) = free.iter().position(|free| *free >= pool.memory_mib) else { continue };
+                    free[node] -= pool.memory_mib;
                     *next += 1;
+                    while *next as usize % free.len() != node {
+                        *next += 1;
+                    }
                     pool.slots.push(slot(*next, SlotState::Waiting));
                     *budget -= pool.memory_mib;
                 }
             }
+        }
+        for pool in pools {
+            pool.full = free.iter().all(|free| *free < pool.memory_mib);
         }
     }
 
@@ -359,6 +375,7 @@ mod tests {
         fn pools_settle(
             wanted in prop::collection::vec((0u32..8, 0usize..10, prop::sample::select(vec![64u32, 256, 1024])), 1..5),
             spare in 0u32..3000,
+            mut free in prop::collection::vec(0u32..2000, 1..4),
         ) {
             let mut next = 0;
             let mut pools: Vec<_> = wanted.into_iter().enumerate().map(|(at, (target, count, memory_mib))| {
@@ -366,16 +383,18 @@ mod tests {
                 PoolView { tier: at.to_string(), memory_mib, ..pool(target, slots) }
             }).collect();
             let mut budget = spare;
+            carried_out_on(&mut free, &mut pools, &mut budget, &PoolPlan::default(), &mut next);
             for pass in 0.. {
                 let plan = plan(&pools, &Policy { budget_mib: budget, ..POLICY }, 10);
                 if plan.steps.is_empty() {
                     break;
                 }
                 prop_assert!(pass < 100, "it does not settle: {plan:?}");
-                carried_out(&mut pools, &mut budget, &plan, &mut next);
+                carried_out_on(&mut free, &mut pools, &mut budget, &plan, &mut next);
             }
             let held: u32 = pools.iter().map(|pool| pool.memory_mib * pool.slots.len() as u32).sum();
-            for (pool, share) in pools.iter().zip(shares(&pools, budget + held)) {
+            let have: Vec<u32> = pools.iter().map(|pool| pool.slots.len() as u32).collect();
+            for (pool, share) in pools.iter().zip(shares(&pools, &have, budget + held)) {
                 prop_assert!(pool.slots.len() as u32 >= share, "{pools:?} {budget}");
             }
         }

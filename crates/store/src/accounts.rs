@@ -10,7 +10,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder
 use sha2::Digest as _;
 
 use crate::entity::session;
-use crate::error::{OrStore, Result, StoreError};
+use crate::error::{Limit, OrStore, Result, StoreError};
 use crate::orgs::{Membership, NewOrg, Org, insert_org};
 use crate::row::{Id, Row, bytes, millis};
 use crate::tx::{in_transaction, reading, sql};
@@ -336,8 +336,21 @@ impl UserRows<'_> {
     }
 
     /// Another org with them as its owner.
-    pub async fn create_org(self, new: &NewOrg) -> Result<Org> {
-        in_transaction!(self.store.begin(), |tx| { insert_org(&tx, new, self.scope.user()).await })
+    /// `most` is how many orgs a person may own.
+    pub async fn create_org(self, new: &NewOrg, most: u32) -> Result<Org> {
+        in_transaction!(self.store.begin(), |tx| {
+            // Their orgs are counted one after the other.
+            let person = "select id from users where id = $1 for no key update";
+            tx.query_one_raw(sql(person, [self.scope.user().value()])).await.or_store()?;
+            let owned = "select count(*) < $2 as may from memberships where user_id = $1 and role = 'owner'";
+            let values = [self.scope.user().value(), Value::from(i64::from(most))];
+            let row = tx.query_one_raw(sql(owned, values)).await.or_store()?;
+            let may = row.map(|row| Row::new(&row, "memberships", "user_id").get("may")).transpose()?;
+            if may != Some(true) {
+                return Err(StoreError::LimitReached(Limit::OrgsOwned { allowed: most }));
+            }
+            insert_org(&tx, new, self.scope.user()).await
+        })
     }
 
     /// Their live sessions, newest first; at most 200.

@@ -1,5 +1,7 @@
 //! Tiers and templates: data of the platform that everybody may read.
 
+use std::collections::BTreeSet;
+
 use clawhq_domain::names::TemplateName;
 use clawhq_domain::template::Template;
 use clawhq_domain::tier::{Tier, Tiers};
@@ -23,6 +25,14 @@ pub struct CatalogueEntry {
     pub enabled: bool,
     /// Order in the catalogue, least first.
     pub position: u32,
+}
+
+/// Everything in the catalogue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatalogueEntries {
+    pub entries: Vec<CatalogueEntry>,
+    /// Names of those of another form, as when a newer release wrote them.
+    pub unreadable: BTreeSet<String>,
 }
 
 /// What a release of the platform ships.
@@ -79,19 +89,20 @@ impl Store {
     }
 
     /// The catalogue in its order, disabled ones included. One that cannot be read, as when a newer release wrote it, is
-    /// left out: the others can still be deployed.
-    pub async fn templates(&self) -> Result<Vec<CatalogueEntry>> {
+    /// only named: the others can still be deployed.
+    pub async fn templates(&self) -> Result<CatalogueEntries> {
         let find =
             || template::Entity::find().order_by_asc(template::Column::Position).order_by_asc(template::Column::Name);
         let models = reading!(self.pool, find().all(&self.system))?;
-        let readable = |model| match CatalogueEntry::try_from(model) {
-            Ok(entry) => Some(entry),
-            Err(error) => {
-                tracing::error!("a template is left out: {error}");
-                None
+        let mut all = CatalogueEntries::default();
+        for model in models {
+            let name = model.name.clone();
+            match CatalogueEntry::try_from(model) {
+                Ok(entry) => all.entries.push(entry),
+                Err(_) => drop(all.unreadable.insert(name)),
             }
-        };
-        Ok(models.into_iter().filter_map(readable).collect())
+        }
+        Ok(all)
     }
 
     pub async fn template(&self, name: &TemplateName) -> Result<Option<CatalogueEntry>> {

@@ -22,6 +22,8 @@ pub enum Taken {
 pub enum Limit {
     /// The org's tier allows no more workloads.
     Workloads { allowed: u32 },
+    /// The person owns as many orgs as one may.
+    OrgsOwned { allowed: u32 },
     /// `ClaimPolicy::Require` and no warm slot was ready.
     NoWarmSlot,
 }

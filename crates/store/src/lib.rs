@@ -43,7 +43,7 @@ pub use accounts::{
     Accounts, Authenticated, Credential, Entry, NewAccount, NewSession, OrgRef, Principal, Session, SignedIn,
     TokenHash, User, UserRows,
 };
-pub use catalogue::{CatalogueEntry, NewCatalogueEntry, template_from_json};
+pub use catalogue::{CatalogueEntries, CatalogueEntry, NewCatalogueEntry, template_from_json};
 pub use change::{Actor, Change, IdempotencyKey, NewAudit, NewEvent, Wakeup, WorkloadWakeup};
 pub use serde_json::Value as Json;
 
@@ -134,7 +134,7 @@ impl Store {
                 .test_before_acquire(false)
         };
         let pool_sync = pool(options.max_connections).connect_with(connect.clone()).await.map_err(unusable)?;
-        let relaxed = pool((options.max_connections / 5).max(2))
+        let relaxed = pool((options.max_connections / 5).max(4))
             .connect_with(connect.options([("synchronous_commit", "off")]))
             .await
             .map_err(unusable)?;

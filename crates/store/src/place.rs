@@ -273,14 +273,11 @@ pub(crate) async fn cold_or_queue(tx: &Tx, org: OrgId, workload: WorkloadId, new
     if new.claim == ClaimPolicy::Require {
         return Err(StoreError::LimitReached(Limit::NoWarmSlot));
     }
-    let request = Request {
-        memory_mib: new.spec.tier.memory_mib,
-        tier_max_per_node: new.spec.tier.max_per_node,
-        pinned: match new.volume {
-            VolumeUse::Existing(_, node) => Some(node),
-            VolumeUse::None | VolumeUse::New(_) => None,
-        },
+    let pinned = match new.volume {
+        VolumeUse::Existing(_, node) => Some(node),
+        VolumeUse::None | VolumeUse::New(_) => None,
     };
+    let request = Request { pinned, ..new.spec.request() };
     let cold = Cold {
         slot: new.slot,
         spec: &new.spec,

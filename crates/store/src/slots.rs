@@ -38,6 +38,11 @@ impl SlotSpec {
             .map_err(|flaw| flaw.reason)?;
         Ok(Self { release, template: Some(template.clone()), tier: tier.clone() })
     }
+
+    /// What must fit, on whichever node.
+    pub fn request(&self) -> Request {
+        Request { memory_mib: self.tier.memory_mib, tier_max_per_node: self.tier.max_per_node, pinned: None }
+    }
 }
 
 /// A digest of a [`SlotSpec`]: slots of one recipe are interchangeable, and an instance may claim what its own
@@ -213,11 +218,7 @@ impl Slots<'_> {
     /// Orders a warm slot: `domain::placement` chooses the node, its room is reserved and the row written in one
     /// transaction. `Ok(Err(_))`: no node has room, and why.
     pub async fn order(self, order: &WarmOrder) -> Result<Result<NodeId, NoPlace>> {
-        let request = Request {
-            memory_mib: order.spec.tier.memory_mib,
-            tier_max_per_node: order.spec.tier.max_per_node,
-            pinned: None,
-        };
+        let request = order.spec.request();
         in_transaction!(self.store.begin(), |tx| {
             let cold = Cold {
                 slot: order.slot,

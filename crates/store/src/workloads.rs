@@ -200,6 +200,8 @@ macro_rules! detail_sql {
 }
 
 const GET_BY_ID: &str = detail_sql!("w.org_id = $1 and w.id = $2");
+/// The same, another text: a plan is kept for one role, and this one is asked for as the system's.
+const OF: &str = detail_sql!("w.org_id = $1 and w.id = $2 /* of */");
 const GET_BY_NAME: &str = detail_sql!("w.org_id = $1 and w.name = $2 and w.deleted_at is null");
 const BY_HOST: &str = detail_sql!(
     ", n.facts->>'ingress' as ingress",
@@ -1001,7 +1003,7 @@ impl SystemWorkloads<'_> {
     pub async fn of(self, scope: &TenantScope, workload: WorkloadId) -> Result<WorkloadDetail> {
         let values = || [scope.org().value(), workload.value(), Value::from(RECENT)];
         let db = &self.store.system;
-        let rows = reading!(self.store.pool, db.query_all_raw(sql(GET_BY_ID, values())))?;
+        let rows = reading!(self.store.pool, db.query_all_raw(sql(OF, values())))?;
         read_detail(&rows)?.ok_or(StoreError::NotFound("workload"))
     }
 

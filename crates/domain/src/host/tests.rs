@@ -330,6 +330,7 @@ fn the_way_to_running_is_only_said_when_it_lasts() {
     assert_eq!(worth_saying(Some(Waiting), Starting, NOW, NOW + 99), Err(NOW + 100));
     assert_eq!(worth_saying(Some(Frozen), Starting, NOW, NOW), Err(NOW + 100));
     assert_eq!(worth_saying(Some(Waiting), Starting, NOW, NOW + 100), Ok(()));
+    assert_eq!(worth_saying(Some(Waiting), Starting, NOW, NOW - 5_000), Ok(()), "the clock was set back");
     for (said, state) in [(Some(Waiting), Running), (Some(Restarting), Starting), (None, Starting)] {
         assert_eq!(worth_saying(said, state, NOW, NOW), Ok(()));
     }
