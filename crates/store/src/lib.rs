@@ -73,7 +73,7 @@ pub use workloads::{
 pub struct StoreOptions {
     /// `postgres://user@host/database`, or `?host=/socket/dir` for a unix socket.
     pub url: String,
-    /// Connections at most; a fifth as many again, at least two, are kept for what need not wait for the disk.
+    /// Connections at most; a fifth as many again, at least four, are for what need not wait for the disk.
     pub max_connections: u32,
     /// How long a call waits for a connection before it is [`StoreError::Unavailable`].
     pub acquire_timeout: Duration,
