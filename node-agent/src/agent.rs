@@ -594,8 +594,13 @@ impl Agent {
         } else if wanted.view.claim.is_some() {
             slot.timing = Timing { began: Some(at), lap: Some(at), ..Timing::default() };
         }
+        let probe =
+            wanted.view.complete && slot.want.as_ref().is_some_and(|known| waits_for_warm_up(known, &slot.have));
         slot.want = Some(wanted);
         slot.dirty = true;
+        if probe {
+            self.start_probe(id);
+        }
     }
 
     fn remove_volume(&mut self, volume: VolumeId) {
@@ -1189,6 +1194,9 @@ impl Agent {
         if probe == Probe::Started {
             return self.on_ready(id, run);
         }
+        if waits_for_warm_up(want, &slot.have) {
+            return;
+        }
         // Only before it is somebody's: a claim does not wait for what was to be loaded before it.
         let process = want.process().filter(|_| want.view.claim.is_none());
         let warm_ups: Vec<_> = process
@@ -1671,6 +1679,13 @@ impl Agent {
         }
         self.start_probe(id);
     }
+}
+
+/// A pool's app that runs and was never frozen, known from the ledger alone: that does not say what it is to be asked before
+/// it is. The whole set does.
+fn waits_for_warm_up(want: &Wanted, have: &Have) -> bool {
+    let unclaimed = want.view.claim.is_none() && want.view.warm == WarmMode::Frozen;
+    unclaimed && !want.view.complete && have.init == Init::Running && !have.ready
 }
 
 fn files(files: &[v1::File]) -> Vec<protocol::File> {

@@ -188,6 +188,23 @@ async fn a_set_in_parts_is_judged_when_it_is_whole() {
 }
 
 #[tokio::test]
+async fn a_warm_app_of_the_ledger_is_asked_what_the_whole_set_says() {
+    let mut rig = Rig::new();
+    let probe = v1::Probe { kind: Some(v1::probe::Kind::TcpPort(9)) };
+    let pool_process = Some(v1::Process { probe: Some(probe), ..v1::Process::default() });
+    let spec = v1::SlotSpec { warm_mode: "frozen".into(), uid: 1, gid: 1, pool_process, ..v1::SlotSpec::default() };
+    let (id, app) = (SlotId::from_u128(1), v1::SlotDesired { spec: Some(spec), ..slot(1) });
+    let known = rig.agent.slots.entry(id).or_insert_with(|| Slot::new(id, 0));
+    known.want = Some(Wanted::new(app.clone(), false).unwrap());
+    (known.have.container, known.have.init) = (Container::Up, Init::Running);
+    known.netns = Some(crate::netns::Netns::of_pid(std::process::id()).unwrap());
+    rig.agent.start_probe(id);
+    assert!(rig.agent.slots[&id].probe.is_none(), "it would be frozen without having been asked");
+    rig.says(LinkEvent::Full(v1::DesiredSet { slots: vec![app], ..v1::DesiredSet::default() }, Instant::now()));
+    assert!(rig.agent.slots[&id].probe.is_some());
+}
+
+#[tokio::test]
 async fn a_slot_that_is_only_mentioned_stays_as_it_is() {
     let mut rig = Rig::new();
     rig.full(&[1, 2]);
