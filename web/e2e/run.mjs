@@ -111,8 +111,10 @@ try {
 
   // --- The list and the workload ---
   await check('the list shows it running, and the connection is live', async () => {
-    await page.goto(`/orgs/${org}`)
+    // As when a workload's address is cut short.
+    await page.goto(`/orgs/${org}/workloads`)
     await page.getByRole('link', { name, exact: true }).waitFor()
+    expect(new URL(page.url()).pathname === `/orgs/${org}`, page.url())
     await page.locator('aside [data-testid=connection][data-status=live]').waitFor()
   })
   await screen(page, 'workloads')
@@ -127,7 +129,9 @@ try {
     await page.goto(`/orgs/${org}/workloads/${name}`)
     await page.getByRole('heading', { name: 'Running and answering' }).waitFor()
     await page.getByRole('heading', { name: 'How it started' }).waitFor()
-    await page.getByTestId('log-preview').getByRole('paragraph').first().waitFor()
+    // After the words above it.
+    await page.getByTestId('log-preview').getByRole('paragraph').nth(1).waitFor()
+    await page.getByText('Recorded', { exact: true }).waitFor()
   })
   await screen(page, 'overview')
 

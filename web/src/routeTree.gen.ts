@@ -21,6 +21,7 @@ import { Route as AppOrgsOrgApiKeysRouteImport } from './routes/_app/orgs.$org/a
 import { Route as AppOrgsOrgDeployRouteImport } from './routes/_app/orgs.$org/deploy'
 import { Route as AppOrgsOrgMembersRouteImport } from './routes/_app/orgs.$org/members'
 import { Route as AppOrgsOrgSecretsRouteImport } from './routes/_app/orgs.$org/secrets'
+import { Route as AppOrgsOrgWorkloadsIndexRouteImport } from './routes/_app/orgs.$org/workloads.index'
 import { Route as AppOrgsOrgWorkloadsWorkloadRouteImport } from './routes/_app/orgs.$org/workloads.$workload'
 import { Route as AppOrgsOrgWorkloadsWorkloadIndexRouteImport } from './routes/_app/orgs.$org/workloads.$workload/index'
 import { Route as AppOrgsOrgWorkloadsWorkloadConfigRouteImport } from './routes/_app/orgs.$org/workloads.$workload/config'
@@ -88,6 +89,12 @@ const AppOrgsOrgSecretsRoute = AppOrgsOrgSecretsRouteImport.update({
   path: '/secrets',
   getParentRoute: () => AppOrgsOrgRoute,
 } as any)
+const AppOrgsOrgWorkloadsIndexRoute =
+  AppOrgsOrgWorkloadsIndexRouteImport.update({
+    id: '/workloads/',
+    path: '/workloads/',
+    getParentRoute: () => AppOrgsOrgRoute,
+  } as any)
 const AppOrgsOrgWorkloadsWorkloadRoute =
   AppOrgsOrgWorkloadsWorkloadRouteImport.update({
     id: '/workloads/$workload',
@@ -144,6 +151,7 @@ export interface FileRoutesByFullPath {
   '/orgs/$org/secrets': typeof AppOrgsOrgSecretsRoute
   '/orgs/$org/': typeof AppOrgsOrgIndexRoute
   '/orgs/$org/workloads/$workload': typeof AppOrgsOrgWorkloadsWorkloadRouteWithChildren
+  '/orgs/$org/workloads/': typeof AppOrgsOrgWorkloadsIndexRoute
   '/orgs/$org/workloads/$workload/config': typeof AppOrgsOrgWorkloadsWorkloadConfigRoute
   '/orgs/$org/workloads/$workload/events': typeof AppOrgsOrgWorkloadsWorkloadEventsRoute
   '/orgs/$org/workloads/$workload/logs': typeof AppOrgsOrgWorkloadsWorkloadLogsRoute
@@ -162,6 +170,7 @@ export interface FileRoutesByTo {
   '/orgs/$org/members': typeof AppOrgsOrgMembersRoute
   '/orgs/$org/secrets': typeof AppOrgsOrgSecretsRoute
   '/orgs/$org': typeof AppOrgsOrgIndexRoute
+  '/orgs/$org/workloads': typeof AppOrgsOrgWorkloadsIndexRoute
   '/orgs/$org/workloads/$workload/config': typeof AppOrgsOrgWorkloadsWorkloadConfigRoute
   '/orgs/$org/workloads/$workload/events': typeof AppOrgsOrgWorkloadsWorkloadEventsRoute
   '/orgs/$org/workloads/$workload/logs': typeof AppOrgsOrgWorkloadsWorkloadLogsRoute
@@ -184,6 +193,7 @@ export interface FileRoutesById {
   '/_app/orgs/$org/secrets': typeof AppOrgsOrgSecretsRoute
   '/_app/orgs/$org/': typeof AppOrgsOrgIndexRoute
   '/_app/orgs/$org/workloads/$workload': typeof AppOrgsOrgWorkloadsWorkloadRouteWithChildren
+  '/_app/orgs/$org/workloads/': typeof AppOrgsOrgWorkloadsIndexRoute
   '/_app/orgs/$org/workloads/$workload/config': typeof AppOrgsOrgWorkloadsWorkloadConfigRoute
   '/_app/orgs/$org/workloads/$workload/events': typeof AppOrgsOrgWorkloadsWorkloadEventsRoute
   '/_app/orgs/$org/workloads/$workload/logs': typeof AppOrgsOrgWorkloadsWorkloadLogsRoute
@@ -206,6 +216,7 @@ export interface FileRouteTypes {
     | '/orgs/$org/secrets'
     | '/orgs/$org/'
     | '/orgs/$org/workloads/$workload'
+    | '/orgs/$org/workloads/'
     | '/orgs/$org/workloads/$workload/config'
     | '/orgs/$org/workloads/$workload/events'
     | '/orgs/$org/workloads/$workload/logs'
@@ -224,6 +235,7 @@ export interface FileRouteTypes {
     | '/orgs/$org/members'
     | '/orgs/$org/secrets'
     | '/orgs/$org'
+    | '/orgs/$org/workloads'
     | '/orgs/$org/workloads/$workload/config'
     | '/orgs/$org/workloads/$workload/events'
     | '/orgs/$org/workloads/$workload/logs'
@@ -245,6 +257,7 @@ export interface FileRouteTypes {
     | '/_app/orgs/$org/secrets'
     | '/_app/orgs/$org/'
     | '/_app/orgs/$org/workloads/$workload'
+    | '/_app/orgs/$org/workloads/'
     | '/_app/orgs/$org/workloads/$workload/config'
     | '/_app/orgs/$org/workloads/$workload/events'
     | '/_app/orgs/$org/workloads/$workload/logs'
@@ -346,6 +359,13 @@ declare module '@tanstack/react-router' {
       preLoaderRoute: typeof AppOrgsOrgSecretsRouteImport
       parentRoute: typeof AppOrgsOrgRoute
     }
+    '/_app/orgs/$org/workloads/': {
+      id: '/_app/orgs/$org/workloads/'
+      path: '/workloads'
+      fullPath: '/orgs/$org/workloads/'
+      preLoaderRoute: typeof AppOrgsOrgWorkloadsIndexRouteImport
+      parentRoute: typeof AppOrgsOrgRoute
+    }
     '/_app/orgs/$org/workloads/$workload': {
       id: '/_app/orgs/$org/workloads/$workload'
       path: '/workloads/$workload'
@@ -435,6 +455,7 @@ interface AppOrgsOrgRouteChildren {
   AppOrgsOrgSecretsRoute: typeof AppOrgsOrgSecretsRoute
   AppOrgsOrgIndexRoute: typeof AppOrgsOrgIndexRoute
   AppOrgsOrgWorkloadsWorkloadRoute: typeof AppOrgsOrgWorkloadsWorkloadRouteWithChildren
+  AppOrgsOrgWorkloadsIndexRoute: typeof AppOrgsOrgWorkloadsIndexRoute
 }
 
 const AppOrgsOrgRouteChildren: AppOrgsOrgRouteChildren = {
@@ -446,6 +467,7 @@ const AppOrgsOrgRouteChildren: AppOrgsOrgRouteChildren = {
   AppOrgsOrgIndexRoute: AppOrgsOrgIndexRoute,
   AppOrgsOrgWorkloadsWorkloadRoute:
     AppOrgsOrgWorkloadsWorkloadRouteWithChildren,
+  AppOrgsOrgWorkloadsIndexRoute: AppOrgsOrgWorkloadsIndexRoute,
 }
 
 const AppOrgsOrgRouteWithChildren = AppOrgsOrgRoute._addFileChildren(

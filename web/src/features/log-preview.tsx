@@ -30,8 +30,13 @@ export function LogPreview({ org, workload, instance, tail = [], lines: keep = 8
   }, [org, workload, instance, keep])
   const shown = lines.length > 0 ? lines : tail.slice(-keep)
   return (
-    <div className="relative border-t border-line bg-term px-4 py-3 font-mono text-xs leading-5 text-[oklch(0.9_0.004_60)]" role="region" aria-label="Latest log lines" data-testid="log-preview">
-      {aside && <div className="absolute top-2.5 right-3.5 rounded bg-term pl-2 font-sans">{aside}</div>}
+    <div className="border-t border-line bg-term px-4 py-3 font-mono text-xs leading-5 text-[oklch(0.9_0.004_60)]" role="region" aria-label="Latest log lines" data-testid="log-preview">
+      {aside && (
+        <div className="mb-1.5 flex items-center justify-between gap-4 font-sans text-2xs text-[oklch(0.72_0.006_60)]">
+          <p>Latest from its log</p>
+          {aside}
+        </div>
+      )}
       <div className={keep > 6 ? 'min-h-40' : 'min-h-30'}>
         {shown.map((line, index) => (
           <p key={index} className="truncate">

@@ -10,6 +10,7 @@ import { cn } from '@/lib/cn'
 import { duration, mib, plural, roughly, shortDigest } from '@/lib/format'
 import { tiersQuery, workloadEventsQuery, workloadQuery } from '@/lib/queries'
 import { hasProcess, logSource, stateLook, type Tone } from '@/lib/states'
+import { startSteps } from '@/lib/steps'
 import { useTitle } from '@/lib/title'
 import type { Workload } from '@/lib/types'
 import { EventRow } from './event-row'
@@ -45,7 +46,7 @@ export function OverviewTab({ org, name }: { org: string; name: string }) {
             >
               How it started
             </CardTitle>
-            <Waterfall steps={w.instance.steps} placement={w.instance.placement} className="p-4" />
+            <Waterfall steps={startSteps(w.instance)} placement={w.instance.placement} className="p-4" />
           </Card>
         )}
         <RecentEvents org={org} name={name} />

@@ -7,7 +7,7 @@ import { nameProblem, suggestName } from './names'
 import { asApiError, problemFrom } from './problem'
 import { homeOrg, safeNext } from './session'
 import { byAttention, canRestart, canStart, canStop, needsAttention, stateGroup, stateLook } from './states'
-import { stepLabel, waterfall } from './steps'
+import { startSteps, stepLabel, waterfall } from './steps'
 import { AckCounter, ACK_STEP, readExit } from './term'
 import type { Config, Me, Workload } from './types'
 import { device } from './user-agent'
@@ -73,6 +73,12 @@ describe('steps', () => {
     const { bars, total } = waterfall([{ name: 'claim', ms: 1 }, { name: 'ready', ms: 3 }])
     expect(total).toBe(4)
     expect(bars).toMatchObject([{ label: 'Claimed', left: 0, width: 25 }, { label: 'Answering', left: 25, width: 75 }])
+  })
+  it('shows the control plane\'s part of a first start', () => {
+    const instance = { steps: [{ name: 'claim', ms: 1 }, { name: 'ready', ms: 3 }], total_ms: 10, restarts: 0, placement: 'warm' }
+    expect(startSteps(instance)).toEqual([{ name: 'commit', ms: 6 }, ...instance.steps])
+    expect(startSteps({ ...instance, placement: 'queued' })[0]).toEqual({ name: 'queue', ms: 6 })
+    for (const other of [{ restarts: 1 }, { total_ms: null }, { total_ms: 3 }]) expect(startSteps({ ...instance, ...other })).toEqual(instance.steps)
   })
   it('survives nothing and negative times', () => {
     expect(waterfall([])).toEqual({ bars: [], total: 0 })

@@ -10,6 +10,7 @@ const names: Record<string, string> = {
   transaction: 'Recorded',
   placed: 'Placed',
   place: 'Placed',
+  queue: 'Waited for room',
   claim: 'Claimed',
   claimed: 'Claimed',
   dispatch: 'Sent to the node',
@@ -35,6 +36,18 @@ export function stepLabel(name: string): string {
   if (known) return known
   const words = name.replaceAll(/[_-]+/g, ' ').trim()
   return words === '' ? 'Step' : words[0]?.toUpperCase() + words.slice(1)
+}
+
+/**
+ * The steps of an instance's first start, with what went before the first of them: its node tells those, and the control plane's
+ * own part is the rest of the whole.
+ */
+export function startSteps(instance: { steps: readonly { name: string; ms: number }[]; total_ms: number | null; restarts: number; placement: string }): readonly { name: string; ms: number }[] {
+  const { steps, total_ms, restarts, placement } = instance
+  const before = (total_ms ?? 0) - steps.reduce((acc, step) => acc + Math.max(0, step.ms), 0)
+  // Those of a later run are not parts of that whole.
+  if (restarts > 0 || before <= 0) return steps
+  return [{ name: placement === 'queued' ? 'queue' : 'commit', ms: before }, ...steps]
 }
 
 export interface Bar {
