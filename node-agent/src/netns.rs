@@ -225,15 +225,29 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_listens_later_is_found() {
         let (workers, own) = (Workers::start().unwrap(), Netns::of_pid(std::process::id()).unwrap());
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let listen = async {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            tokio::net::TcpListener::bind(free).await.unwrap().accept().await.unwrap().1
-        };
-        let (dialled, from) = tokio::join!(workers.connect_soon(&own, free.port()), listen);
-        assert_eq!(dialled.unwrap().local_addr().unwrap(), from);
-        let refused = workers.connect_soon(&own, free.port()).await.unwrap_err();
+        // Bound, so that nobody else has the port, and not listening.
+        let late = tokio::net::TcpSocket::new_v4().unwrap();
+        late.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let port = late.local_addr().unwrap().port();
+        // It gives up in the end.
+        let refused = workers.connect_soon(&own, port).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        // Until then the same socket is tried again.
+        let socket = stream_socket().unwrap();
+        for _ in 0..3 {
+            assert_eq!(Tried::at(&socket, port).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+        let listener = late.listen(1).unwrap();
+        let tried = Tried::at(&socket, port).unwrap();
+        let (dialled, accepted) = tokio::join!(connected(socket, tried), listener.accept());
+        assert_eq!(dialled.unwrap().local_addr().unwrap(), accepted.unwrap().1);
+        // The thread finds one that begins while it is at it.
+        let late = tokio::net::TcpSocket::new_v4().unwrap();
+        late.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let port = late.local_addr().unwrap().port();
+        let begins = async { late.listen(1).unwrap().accept().await.unwrap().1 };
+        let (dialled, from) = tokio::join!(workers.connect_soon(&own, port), begins);
+        assert_eq!(dialled.unwrap().local_addr().unwrap(), from);
     }
 
     #[tokio::test]
