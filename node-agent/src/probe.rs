@@ -38,9 +38,7 @@ async fn answers(workers: &Workers, netns: &Netns, probe: &Probe, first: bool) -
             Probe::Tcp { port } => connect(*port).await.ok().map(drop),
             Probe::Http { port, path, expect } => {
                 let mut stream = connect(*port).await.ok()?;
-                let request = format!(
-                    "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: clawhq-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-                );
+                let request = format!("{}\r\n", head("GET", path, *port));
                 stream.write_all(request.as_bytes()).await.ok()?;
                 let mut answer = Vec::with_capacity(1024);
                 let head_only = expect.is_none();
@@ -57,6 +55,13 @@ async fn answers(workers: &Workers, netns: &Netns, probe: &Probe, first: bool) -
         }
     };
     matches!(timeout(ANSWER_DEADLINE, asked).await, Ok(Some(())))
+}
+
+/// Of a request, up to where more headers or the empty line follow.
+fn head(method: &str, path: &str, port: u16) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: clawhq-probe\r\nAccept: */*\r\nConnection: close\r\n"
+    )
 }
 
 /// What an app is asked at pool time, so that what it loads at its first use is loaded then.
@@ -76,9 +81,7 @@ impl Request {
             return None;
         }
         let (method, path, body) = (if wanted.body.is_empty() { "GET" } else { "POST" }, &wanted.path, &wanted.body);
-        let mut text = format!(
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: clawhq-probe\r\nAccept: */*\r\nConnection: close\r\n"
-        );
+        let mut text = head(method, path, port);
         if let Some(token) = token {
             text.push_str(&format!("Authorization: Bearer {token}\r\n"));
         }
