@@ -10,7 +10,7 @@ use clawhq_store::{
     Change, Heartbeat, NewNode, NewRelease, NodeFacts, NodeState, ReportOutcome, SlotEvent, StoreError, TokenHash,
     VolumeUse, WorkloadFilter, WorkloadRef,
 };
-use clawhq_testkit::{Deploy, TestDb, hello, mint};
+use clawhq_testkit::{Deploy, TestDb, TestNode, TestOrg, hello, mint};
 
 fn changed(outcome: ReportOutcome) -> bool {
     match outcome {
@@ -115,16 +115,21 @@ async fn a_report_moves_instance_version_events_and_wake_ups_together() -> Resul
     Ok(())
 }
 
+/// Somebody, a node with a ready slot, and a deploy with state that the slot fits.
+async fn stateful(db: &TestDb) -> Result<(TestOrg, TestNode, Deploy)> {
+    let tier = db.tier("free").await?;
+    let (org, node) = (db.org("ann", "free").await?, db.node("n1", 10_000).await?);
+    let mut deploy = Deploy::new("agent", &tier);
+    deploy.template.state = Some(StateVolume { path: "/data".to_owned(), size_mib: 64 });
+    db.ready_slots(&node, &deploy.template, &tier, 1).await?;
+    Ok((org, node, deploy))
+}
+
 /// The claim says by itself what the node is to be told: the same as is read afterwards.
 #[tokio::test]
 async fn a_claim_tells_what_would_be_read() -> Result<()> {
     let db = TestDb::new().await?;
-    let tier = db.tier("free").await?;
-    let org = db.org("ann", "free").await?;
-    let node = db.node("n1", 10_000).await?;
-    let mut deploy = Deploy::new("agent", &tier);
-    deploy.template.state = Some(StateVolume { path: "/data".to_owned(), size_mib: 64 });
-    db.ready_slots(&node, &deploy.template, &tier, 1).await?;
+    let (org, _, deploy) = stateful(&db).await?;
     db.execute("update slots set image_digest = 'sha256:1', minted = 'x', restart = 3").await?;
     let made = db.deploy(&org, &deploy).await?;
     let told = made.placed.told.expect("a warm slot without secrets");
@@ -146,12 +151,7 @@ async fn a_claim_tells_what_would_be_read() -> Result<()> {
 #[tokio::test]
 async fn delete_converges_and_gives_everything_back() -> Result<()> {
     let db = TestDb::new().await?;
-    let tier = db.tier("free").await?;
-    let org = db.org("ann", "free").await?;
-    let node = db.node("n1", 10_000).await?;
-    let mut deploy = Deploy::new("agent", &tier);
-    deploy.template.state = Some(StateVolume { path: "/data".to_owned(), size_mib: 64 });
-    db.ready_slots(&node, &deploy.template, &tier, 1).await?;
+    let (org, node, deploy) = stateful(&db).await?;
     let made = db.deploy(&org, &deploy).await?;
     let (slot, _) = made.placed.slot.expect("warm");
     let tenant = db.store.tenant(&org.scope);
