@@ -145,15 +145,30 @@ impl Bench {
         Ok(())
     }
 
+    /// Has somebody refill the pool.
+    fn refilled(&mut self) -> Result<()> {
+        match self.platform.pid(Role::PoolManager) {
+            Some(_) => Ok(()),
+            None => self.platform.start_role(Role::PoolManager),
+        }
+    }
+
+    /// Waits until a statement counts so many.
+    async fn counted(&self, what: &str, sql: &str, wanted: i64) {
+        clawhq_tests::eventually(what, LONG, async || match self.platform.number(sql).await {
+            Ok(counted) if counted == wanted => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
     /// Waits until the pool is full, and then has nobody refill it.
     async fn full_and_still(&mut self, ready: i64) -> Result<()> {
         self.filled("hello", "free", ready).await
     }
 
     async fn filled(&mut self, template: &str, tier: &str, ready: i64) -> Result<()> {
-        if self.platform.pid(Role::PoolManager).is_none() {
-            self.platform.start_role(Role::PoolManager)?;
-        }
+        self.refilled()?;
         self.platform.pool(template, tier, ready, LONG).await;
         self.platform.stop_role(Role::PoolManager)
     }
@@ -344,9 +359,7 @@ async fn warm_beside_refill(bench: &mut Bench) -> Result<()> {
 
 async fn hundred_at_once(bench: &mut Bench) -> Result<()> {
     // Full, and the pool manager stays: it refills meanwhile as it sees fit.
-    if bench.platform.pid(Role::PoolManager).is_none() {
-        bench.platform.start_role(Role::PoolManager)?;
-    }
+    bench.refilled()?;
     bench.platform.pool("hello", "free", 120, LONG).await;
     let bodies: Vec<Value> = (0..100).map(|_| bench.hello("prefer")).collect();
     let calls = bodies.into_iter().map(|body| tokio::spawn(deploy(bench.api.clone(), body, "/healthz")));
@@ -425,20 +438,10 @@ async fn node_agent_idle(bench: &mut Bench) -> Result<()> {
     // The pool manager may be taking the same ones away by itself.
     bench.one_by_one(usize::try_from(have - 50).unwrap_or(0), Duration::ZERO, "prefer").await?;
     bench.delete_all().await?;
-    if bench.platform.pid(Role::PoolManager).is_none() {
-        bench.platform.start_role(Role::PoolManager)?;
-    }
-    clawhq_tests::eventually("50 containers, and nothing on its way in or out", LONG, async || {
-        match bench
-            .platform
-            .number("select case when bool_and(observed = 'waiting') then count(*) else -1 end from slots where removed_at is null")
-            .await
-        {
-            Ok(50) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    bench.refilled()?;
+    let waiting =
+        "select case when bool_and(observed = 'waiting') then count(*) else -1 end from slots where removed_at is null";
+    bench.counted("50 containers, and nothing on its way in or out", waiting, 50).await;
     let pid = bench.platform.pid(Role::NodeAgent).context("no node agent")?;
     let before = usage(pid)?;
     const LOOK: Duration = Duration::from_secs(20);
@@ -524,17 +527,8 @@ async fn openclaw(bench: &mut Bench) -> Result<()> {
     };
     bench.filled("openclaw", "business", 2).await?;
     bench.platform.start_role(Role::PoolManager)?;
-    clawhq_tests::eventually("the slots of hello are gone", LONG, async || {
-        match bench
-            .platform
-            .number("select count(*) from slots where removed_at is null and template = 'hello' and tier = 'free'")
-            .await
-        {
-            Ok(0) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    let hello = "select count(*) from slots where removed_at is null and template = 'hello' and tier = 'free'";
+    bench.counted("the slots of hello are gone", hello, 0).await;
     // As with hello: the pool is full and nothing is made beside.
     for round in 0..8 {
         bench.filled("openclaw", "business", 2).await?;
