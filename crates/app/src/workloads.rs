@@ -13,7 +13,7 @@ use clawhq_domain::lifecycle::{self, Shown};
 use clawhq_domain::names::{EnvName, ImageRef, TemplateName, WorkloadName};
 use clawhq_domain::quota::{self, Ask, Usage};
 use clawhq_domain::release::{self, Change as Difference, Config, FileSpec, Release, SecretRef, SecretTarget};
-use clawhq_domain::slot::{SlotState, Step};
+use clawhq_domain::slot::Step;
 use clawhq_domain::template::{Port, StateVolume, Template, WarmMode};
 use clawhq_domain::tier::Tier;
 use clawhq_domain::workload::{ClaimPolicy, Desired, PlacementKind};
@@ -466,8 +466,7 @@ impl App {
     /// can end, a caller hang up or a stream move.
     pub(crate) fn tell_again(&self, detail: &WorkloadDetail) {
         for instance in detail.instances.iter().filter(|instance| instance.ended_at.is_none()) {
-            let waits = matches!(instance.observed, SlotState::Waiting | SlotState::Frozen);
-            if let (true, Some(slot), Some(node)) = (waits, instance.slot, instance.node) {
+            if let (true, Some(slot), Some(node)) = (instance.observed.is_ready(), instance.slot, instance.node) {
                 self.slot_changed(node, slot);
             }
         }

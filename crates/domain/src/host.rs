@@ -707,7 +707,7 @@ pub const STARTING_LASTS_MS: Millis = 100;
 /// Whether a state is to be reported that has lasted since `since`, after `said`. A claim takes a warm slot to running in
 /// milliseconds: a report of its being on the way would only stand before the one that is waited for.
 pub fn worth_saying(said: Option<SlotState>, state: SlotState, since: Millis, now: Millis) -> Result<(), Millis> {
-    let warm = matches!(said, Some(SlotState::Waiting | SlotState::Frozen));
+    let warm = said.is_some_and(SlotState::is_ready);
     let at = since.saturating_add(STARTING_LASTS_MS);
     // Since the future: the clock was set back meanwhile.
     if warm && state == SlotState::Starting && (since..at).contains(&now) { Err(at) } else { Ok(()) }
