@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 const TUNE: &str = "update tiers set warm_target = case name when 'free' then 4 else 0 end, memory_mib = 64,
     memory_burst_mib = 128, max_per_node = 1000, max_workloads = 10000, rate_per_min = 1000000 where name in ('free', 'pro', 'business')";
 const CONTROL_PLANE: [Role; 4] = [Role::Api, Role::Worker, Role::PoolManager, Role::Edge];
+/// Fewer tell nothing.
+const KILLS_LEAST: usize = 5;
+const CRASHES_LEAST: usize = 2;
 /// One request, tried again with the same key, must be answered within this, whatever is killed meanwhile.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(180);
 
@@ -67,12 +70,35 @@ async fn insist(api: &Api, method: Method, path: &str, body: Option<Value>, key:
     panic!("{method} {path} was not answered within {ACKNOWLEDGED_WITHIN:?}: {last}");
 }
 
-/// One client: deploys, and deletes about half of it again, until `left` is used up.
-async fn client(api: Api, number: usize, left: Arc<AtomicUsize>, seed: u64) -> Told {
+/// How long the clients go on: for so many deploys, and for so many faults, or a quick machine would be through before
+/// anything has happened to it.
+struct Work {
+    deploys: AtomicUsize,
+    faults: AtomicUsize,
+}
+
+impl Work {
+    fn of(least_faults: usize) -> Arc<Self> {
+        Arc::new(Self { deploys: AtomicUsize::new(deploys()), faults: AtomicUsize::new(least_faults) })
+    }
+
+    /// Whether there is another deploy to be made.
+    fn next(&self) -> bool {
+        counted_down(&self.deploys) || self.faults.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// `false`: it was at zero.
+fn counted_down(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+/// One client: deploys, and deletes about half of it again, while there is work.
+async fn client(api: Api, number: usize, work: Arc<Work>, seed: u64) -> Told {
     let (mut random, mut told) = (StdRng::seed_from_u64(seed), Told::default());
     let mut living = Vec::new();
     for turn in 0u32.. {
-        if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
+        if !work.next() {
             break;
         }
         let name = format!("w{number}n{turn}");
@@ -180,9 +206,9 @@ async fn kills_lose_nothing_double_nothing_and_leave_nothing() {
     let seed = seed();
     let (mut platform, api) = begin().await;
     let steady = processes(&platform, &api, "steady").await;
-    let left = Arc::new(AtomicUsize::new(deploys()));
+    let work = Work::of(KILLS_LEAST);
     let clients: Vec<_> =
-        (0..3).map(|number| tokio::spawn(client(api.clone(), number, left.clone(), seed + number as u64))).collect();
+        (0..3).map(|number| tokio::spawn(client(api.clone(), number, work.clone(), seed + number as u64))).collect();
     let mut random = StdRng::seed_from_u64(seed);
     let mut kills = BTreeMap::<&str, usize>::new();
     while !clients.iter().all(|client| client.is_finished()) {
@@ -204,9 +230,10 @@ async fn kills_lose_nothing_double_nothing_and_leave_nothing() {
         }
         // Back before the next: what is killed over and over before it listens makes no progress, nor should it.
         platform.ready(Duration::from_secs(60)).await.unwrap_or_else(|error| panic!("{error:#}"));
+        counted_down(&work.faults);
     }
     println!("killed: {kills:?}");
-    assert!(kills.values().sum::<usize>() >= 5, "too few kills to tell anything: {kills:?}");
+    assert!(kills.values().sum::<usize>() >= KILLS_LEAST, "too few kills to tell anything: {kills:?}");
     let mut told = Vec::new();
     for client in clients {
         told.push(client.await.unwrap());
@@ -222,9 +249,9 @@ async fn a_crash_of_postgresql_leaves_nothing_half_done() {
     let (mut platform, api) = begin().await;
     let steady = processes(&platform, &api, "steady").await;
     let roles: Vec<_> = platform.layout.roles().iter().map(|role| (*role, platform.pid(*role))).collect();
-    let left = Arc::new(AtomicUsize::new(deploys()));
+    let work = Work::of(CRASHES_LEAST);
     let clients: Vec<_> =
-        (0..3).map(|number| tokio::spawn(client(api.clone(), number, left.clone(), seed + number as u64))).collect();
+        (0..3).map(|number| tokio::spawn(client(api.clone(), number, work.clone(), seed + number as u64))).collect();
     let mut random = StdRng::seed_from_u64(seed);
     let mut crashes = 0;
     while !clients.iter().all(|client| client.is_finished()) {
@@ -233,8 +260,9 @@ async fn a_crash_of_postgresql_leaves_nothing_half_done() {
         platform.start_postgres().await.unwrap_or_else(|error| panic!("{error:#}"));
         crashes += 1;
         platform.ready(Duration::from_secs(60)).await.unwrap_or_else(|error| panic!("{error:#}"));
+        counted_down(&work.faults);
     }
-    assert!(crashes >= 2, "too few crashes to tell anything");
+    assert!(crashes >= CRASHES_LEAST, "too few crashes to tell anything");
     println!("{crashes} crashes");
     let mut told = Vec::new();
     for client in clients {
