@@ -1,5 +1,10 @@
 //! The containers' way out: a veth pair each, and one static nftables table with a set of who may use it.
 //!
+//! The host's end of a cable has no address, only a route to the container and its fixed neighbour, and the container has
+//! the host's end as the fixed neighbour behind its default route: nothing is asked for by ARP, nothing of the host can be
+//! reached at the cable, and programs that watch the host's addresses (a browser breaks its connections off when one comes)
+//! are not told of every container.
+//!
 //! An address is of use only while its interface and it are together in the set `live`: added at the claim, taken out
 //! at the stop, and on a fresh slot not there. The table is loaded whole and atomically before the first container is
 //! attached, and compared with what was loaded whenever the kernel tells of a change to a table, and every ten seconds.
@@ -21,10 +26,11 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use parking_lot::Mutex;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteScope};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -32,9 +38,13 @@ use tokio::process::Command;
 use crate::config;
 use crate::netns::{Netns, Workers};
 
-/// 10.96.0.0/11 in pieces of four addresses: one piece a slot, its second address the host's, its third the container's.
+/// 10.96.0.0/11 in pieces of four addresses: one piece a slot, its third address the container's, its second the next hop's,
+/// which nobody has.
 const FIRST: u32 = u32::from_be_bytes([10, 96, 0, 0]);
 const PIECES: u32 = 1 << 19;
+/// Of the two ends of every cable: there is nobody else on it. Locally administered.
+const HOST_END: [u8; 6] = [0x02, 0xc1, 0xa3, 0, 0, 1];
+const CONTAINER_END: [u8; 6] = [0x02, 0xc1, 0xa3, 0, 0, 2];
 const NFT_DEADLINE: Duration = Duration::from_secs(10);
 /// Changes that follow each other closely are looked at once.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -61,7 +71,7 @@ const FORBIDDEN_TCP: &str = "25, 445, 465, 587, 2525, 3389";
 pub struct Piece(pub u32);
 
 impl Piece {
-    pub fn host(self) -> Ipv4Addr {
+    pub fn next_hop(self) -> Ipv4Addr {
         Ipv4Addr::from(FIRST + self.0 * 4 + 1)
     }
 
@@ -278,10 +288,14 @@ table inet {table} {{
     /// A piece nobody on this machine uses, kept until [`Self::release`].
     pub async fn reserve(&self, slot: SlotId) -> anyhow::Result<Piece> {
         let mut used = BTreeSet::new();
-        let mut addresses = self.netlink.address().get().execute();
-        while let Some(address) = addresses.try_next().await? {
-            for attribute in address.attributes {
-                if let AddressAttribute::Address(IpAddr::V4(one)) = attribute {
+        // Other agents' containers, and the host's own addresses, which have a route each.
+        let mut routes = self.netlink.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        while let Some(route) = routes.try_next().await? {
+            if route.header.destination_prefix_length < 30 {
+                continue;
+            }
+            for attribute in route.attributes {
+                if let RouteAttribute::Destination(RouteAddress::Inet(one)) = attribute {
                     used.insert(u32::from(one).wrapping_sub(FIRST) / 4);
                 }
             }
@@ -337,29 +351,41 @@ table inet {table} {{
     async fn cable(&self, piece: Piece, netns: &Netns, inside: &Handle) -> anyhow::Result<()> {
         let outer = self.interface(piece);
         let eth0 = async || self.workers.run(netns, || Ok(index("eth0"))).await;
-        let laid = eth0().await?.is_some() && index(&outer).is_some();
+        let found = eth0().await?;
+        let laid = found.is_some() && index(&outer).is_some();
         if !laid {
             if let Some(left) = index(&outer) {
                 self.netlink.link().del(left).execute().await?;
             }
-            let inner = format!("{}{:07x}p", self.prefix, piece.0);
-            self.netlink.link().add(LinkVeth::new(&outer, &inner).build()).execute().await?;
-            let peer = index(&inner).ok_or_else(|| anyhow::anyhow!("{inner} vanished"))?;
-            let moved = LinkUnspec::new_with_index(peer).setns_by_fd(netns.as_raw_fd()).name("eth0".to_owned()).build();
-            self.netlink.link().set(moved).execute().await?;
+            // The end of another cable, as when the ledger was lost.
+            if let Some(left) = found {
+                inside.link().del(left).execute().await?;
+            }
+            let end = LinkMessageBuilder::<LinkUnspec>::new().name("eth0".to_owned()).setns_by_fd(netns.as_raw_fd());
+            let end = InfoData::Veth(InfoVeth::Peer(end.build()));
+            let pair = LinkVeth::new(&outer, "eth0").set_info_data(end).build();
+            self.netlink.link().add(pair).execute().await?;
         }
         let host = index(&outer).ok_or_else(|| anyhow::anyhow!("{outer} vanished"))?;
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
         let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{outer}/rp_filter"), "1");
-        self.netlink.address().add(host, IpAddr::V4(piece.host()), 30).replace().execute().await?;
-        let up = LinkUnspec::new_with_index(host).up().build();
-        self.netlink.link().set(up).execute().await?;
+        end_of(&self.netlink, host, HOST_END).await?;
+        let container = IpAddr::V4(piece.container());
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(piece.container(), 32)
+            .output_interface(host)
+            .scope(RouteScope::Link)
+            .build();
+        // Beside a new cable there can only be somebody else's, who took the piece at the same moment.
+        let route = self.netlink.route().add(route);
+        if laid { route.replace() } else { route }.execute().await?;
+        neighbour(&self.netlink, host, container, CONTAINER_END).await?;
 
         let eth0 = eth0().await?.ok_or_else(|| anyhow::anyhow!("eth0 is not inside"))?;
-        inside.address().add(eth0, IpAddr::V4(piece.container()), 30).replace().execute().await?;
-        let up = LinkUnspec::new_with_index(eth0).up().build();
-        inside.link().set(up).execute().await?;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(piece.host()).output_interface(eth0).build();
+        inside.address().add(eth0, container, 30).replace().execute().await?;
+        end_of(inside, eth0, CONTAINER_END).await?;
+        neighbour(inside, eth0, IpAddr::V4(piece.next_hop()), HOST_END).await?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(piece.next_hop()).output_interface(eth0).build();
         inside.route().add(route).replace().execute().await?;
         Ok(())
     }
@@ -389,6 +415,22 @@ table inet {table} {{
         }
         Ok(stray.len())
     }
+}
+
+/// Brings one end of a cable up.
+async fn end_of(netlink: &Handle, interface: u32, hardware: [u8; 6]) -> Result<(), rtnetlink::Error> {
+    let up = LinkUnspec::new_with_index(interface).address(hardware.to_vec()).up().build();
+    netlink.link().set(up).execute().await
+}
+
+/// Says once who is at the other end.
+async fn neighbour(
+    netlink: &Handle,
+    interface: u32,
+    address: IpAddr,
+    hardware: [u8; 6],
+) -> Result<(), rtnetlink::Error> {
+    netlink.neighbours().add(interface, address).link_local_address(&hardware).replace().execute().await
 }
 
 /// Of an interface in the calling thread's namespace.
@@ -573,7 +615,7 @@ mod tests {
 
     #[test]
     fn pieces_do_not_overlap_and_names_read_back() {
-        assert_eq!(Piece(1).host(), Ipv4Addr::new(10, 96, 0, 5));
+        assert_eq!(Piece(1).next_hop(), Ipv4Addr::new(10, 96, 0, 5));
         assert_eq!(Piece(1).container(), Ipv4Addr::new(10, 96, 0, 6));
         assert_eq!(Piece(PIECES - 1).container(), Ipv4Addr::new(10, 127, 255, 254));
     }
