@@ -144,8 +144,8 @@ struct Slot {
     missed: u8,
     container: Option<String>,
     op: u64,
-    /// Nothing older than this may say what the container is.
-    changed: Instant,
+    /// No list that was asked for before this may say what the container is; none: every list may.
+    changed: Option<Instant>,
     cancel: CancellationToken,
     connection: Option<Connection>,
     boot: [u8; 16],
@@ -192,7 +192,7 @@ impl Slot {
             missed: 0,
             container: None,
             op: 0,
-            changed: Instant::now(),
+            changed: None,
             cancel: CancellationToken::new(),
             connection: None,
             boot: [0; 16],
@@ -477,7 +477,7 @@ impl Agent {
     fn current(&mut self, slot: SlotId, op: u64) -> Option<&mut Slot> {
         let one = self.slots.get_mut(&slot).filter(|one| one.op == op)?;
         one.dirty = true;
-        one.changed = Instant::now();
+        one.changed = Some(Instant::now());
         Some(one)
     }
 
@@ -735,8 +735,8 @@ impl Agent {
             };
             seen.insert(id);
             // One that is not in the ledger: all that is known of it is what Docker says now.
-            let slot = self.slots.entry(id).or_insert_with(|| Slot { changed: asked, ..Slot::new(id, now) });
-            if slot.changed > asked || slot.have.op.is_some() {
+            let slot = self.slots.entry(id).or_insert_with(|| Slot::new(id, now));
+            if slot.changed > Some(asked) || slot.have.op.is_some() {
                 continue;
             }
             let container = match listed.phase {
@@ -759,7 +759,7 @@ impl Agent {
             slot.container = Some(listed.id);
         }
         for (id, slot) in &mut self.slots {
-            if seen.contains(id) || slot.changed > asked || slot.have.op.is_some() {
+            if seen.contains(id) || slot.changed > Some(asked) || slot.have.op.is_some() {
                 continue;
             }
             if slot.have.container != Container::Absent {
@@ -796,7 +796,7 @@ impl Agent {
                 let asked = one.have.term_at.is_some() || one.have.kill_at.is_some();
                 let was_claimed = one.have.assigned.is_some();
                 one.dirty = true;
-                one.changed = Instant::now();
+                one.changed = Some(Instant::now());
                 one.went_down(now);
                 one.have.container = Container::Ended;
                 if !asked {
@@ -820,7 +820,7 @@ impl Agent {
                     return;
                 }
                 one.dirty = true;
-                one.changed = Instant::now();
+                one.changed = Some(Instant::now());
                 one.went_down(now_ms());
                 one.have.container = Container::Absent;
                 one.have.volume = None;
@@ -956,7 +956,7 @@ impl Agent {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let now = now_ms();
         slot.dirty = true;
-        slot.changed = Instant::now();
+        slot.changed = Some(Instant::now());
         let same_boot = slot.boot == hello.boot || slot.boot == [0; 16];
         if !same_boot {
             // Another init in the same container: it was restarted, and what was known of its process is history.
@@ -1440,7 +1440,7 @@ impl Agent {
         let Some(want) = &slot.want else { return };
         let Some(spec) = want.spec() else { return };
         slot.op = op;
-        slot.changed = Instant::now();
+        slot.changed = Some(Instant::now());
         slot.cancel = CancellationToken::new();
         slot.have.op = Some(Op::Make);
         slot.have.volume = want.view.volume;
@@ -1465,7 +1465,7 @@ impl Agent {
     fn remove(&mut self, id: SlotId, op: u64) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.op = op;
-        slot.changed = Instant::now();
+        slot.changed = Some(Instant::now());
         slot.have.op = Some(Op::Remove);
         slot.stop_probe();
         slot.close_route();

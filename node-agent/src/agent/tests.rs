@@ -234,6 +234,23 @@ async fn what_was_acknowledged_is_told_again_when_asked_for() {
     assert_eq!(rig.reports(), first, "a report that the database lost stays lost");
 }
 
+/// What is wanted may arrive while the list is on its way; who waited for the next one waited a minute.
+#[tokio::test]
+async fn a_list_under_way_tells_of_a_slot_that_is_wanted_meanwhile() {
+    let mut rig = Rig::new();
+    rig.agent.on_event(Event::RuntimeAway("it is started again".to_owned()));
+    let asked = Instant::now();
+    rig.full(&[1, 2]);
+    assert!(rig.agent.slots.values().all(|slot| slot.have.container == Container::Unknown));
+    let id = SlotId::from_u128(1);
+    let labels = [(LABEL_SLOT.to_owned(), id.to_string())].into();
+    let containers = vec![Listed { id: "c1".to_owned(), phase: Phase::Up, labels }];
+    rig.agent.on_event(Event::Listed { asked, containers });
+    assert_eq!(rig.agent.slots[&id].have.container, Container::Up, "it is adopted");
+    assert_eq!(rig.agent.by_container.get("c1"), Some(&id));
+    assert_eq!(rig.agent.slots[&SlotId::from_u128(2)].have.container, Container::Absent, "it can be made");
+}
+
 #[tokio::test]
 async fn nobody_is_let_in_before_the_firewall_is_loaded() {
     for egress in [true, false] {
