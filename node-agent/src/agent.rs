@@ -290,6 +290,15 @@ impl Slot {
     }
 }
 
+/// The hello of an init.
+struct Greeting {
+    at: Instant,
+    container: String,
+    pid: u32,
+    connection: Connection,
+    hello: protocol::Hello,
+}
+
 pub struct Agent {
     tools: Arc<Tools>,
     tickets: Tickets,
@@ -300,7 +309,7 @@ pub struct Agent {
     node: Option<NodeId>,
     slots: BTreeMap<SlotId, Slot>,
     by_container: HashMap<String, SlotId>,
-    strangers: VecDeque<(String, u32, Connection, protocol::Hello)>,
+    strangers: VecDeque<Greeting>,
     policy: Policy,
     contacted: bool,
     /// By the parts of a whole set that is still coming.
@@ -772,8 +781,13 @@ impl Agent {
                 }
             }
         }
-        for (container, pid, connection, hello) in std::mem::take(&mut self.strangers) {
-            self.on_hello(container, pid, connection, hello);
+        for greeting in std::mem::take(&mut self.strangers) {
+            let known = self.by_container.contains_key(&greeting.container);
+            if known || !self.contacted || greeting.at > asked {
+                self.on_hello(greeting);
+            } else {
+                self.turn_away(&greeting);
+            }
         }
     }
 
@@ -919,7 +933,9 @@ impl Agent {
 
     fn on_init(&mut self, event: InitEvent) {
         match event {
-            InitEvent::Hello { container, pid, connection, hello } => self.on_hello(container, pid, connection, hello),
+            InitEvent::Hello { container, pid, connection, hello } => {
+                self.on_hello(Greeting { at: Instant::now(), container, pid, connection, hello });
+            }
             InitEvent::Gone { container, connection } => {
                 let Some(slot) = self.slot_of(&container, connection) else { return };
                 slot.connection = None;
@@ -943,15 +959,16 @@ impl Agent {
         Some(slot)
     }
 
-    fn on_hello(&mut self, container: String, pid: u32, connection: Connection, hello: protocol::Hello) {
-        let Some(id) = self.by_container.get(&container).copied() else {
+    fn on_hello(&mut self, greeting: Greeting) {
+        let Some(id) = self.by_container.get(&greeting.container).copied() else {
             // Docker will tell whose it is, or that it is not ours.
             if self.strangers.len() == STRANGERS_MAX {
                 self.strangers.pop_front();
             }
-            self.strangers.push_back((container, pid, connection, hello));
+            self.strangers.push_back(greeting);
             return;
         };
+        let Greeting { pid, connection, hello, .. } = greeting;
         let tools = self.tools.clone();
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let now = now_ms();
@@ -1003,6 +1020,19 @@ impl Agent {
                 self.owned(id, &claim_id, run);
                 self.on_start_failed(id, run, errno, step, &what);
             }
+        }
+    }
+
+    /// Docker was asked after it dialled and does not know its container, as when both were killed in the middle of its
+    /// start: nobody else would ever end it. One that serves somebody is left to whoever runs this host.
+    fn turn_away(&self, greeting: &Greeting) {
+        let Greeting { container, pid, .. } = greeting;
+        if matches!(greeting.hello.state, State::Waiting) {
+            self.tools.counters.orphans.inc();
+            tracing::warn!(container, pid, "an init whose container Docker does not know is ended");
+            let _ = greeting.connection.send(&ToInit::Shutdown);
+        } else {
+            tracing::error!(container, pid, "a process runs in a container that Docker does not know");
         }
     }
 

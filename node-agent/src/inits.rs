@@ -48,6 +48,15 @@ impl Connection {
     }
 }
 
+#[cfg(test)]
+impl Connection {
+    /// Nobody's, and where its frames come out.
+    pub fn loose() -> (Self, mpsc::Receiver<Zeroizing<Vec<u8>>>) {
+        let (outbox, frames) = mpsc::channel(OUTBOX);
+        (Self { id: 0, outbox }, frames)
+    }
+}
+
 /// What `init run TICKET` may fetch, once, from inside the container it was made for.
 #[derive(Clone, Default)]
 pub struct Tickets(Arc<Mutex<HashMap<String, Ticket>>>);

@@ -252,6 +252,31 @@ async fn a_list_under_way_tells_of_a_slot_that_is_wanted_meanwhile() {
 }
 
 #[tokio::test]
+async fn an_init_whose_container_docker_does_not_know_is_ended() {
+    let mut rig = Rig::new();
+    let dials = |rig: &mut Rig, container: &str, state| {
+        let (connection, frames) = Connection::loose();
+        let hello = protocol::Hello { version: 1, boot: [1; 16], state };
+        rig.agent.on_init(InitEvent::Hello { container: container.to_owned(), pid: 1, connection, hello });
+        frames
+    };
+    let lists = |rig: &mut Rig, asked| rig.agent.on_event(Event::Listed { asked, containers: Vec::new() });
+    let before = Instant::now();
+    let mut waiting = dials(&mut rig, "c1", State::Waiting);
+    let mut serving = dials(&mut rig, "c2", State::Running { claim_id: "x".to_owned(), run: 1, pid: 2 });
+    lists(&mut rig, Instant::now());
+    assert!(waiting.try_recv().is_err(), "before the control plane is heard nothing is touched");
+    rig.full(&[]);
+    lists(&mut rig, before);
+    assert!(waiting.try_recv().is_err(), "that list may be too old to know it");
+    lists(&mut rig, Instant::now());
+    let told = waiting.try_recv().unwrap();
+    assert!(matches!(ToInit::decode(&told[4..]), Ok(ToInit::Shutdown)), "{told:?}");
+    assert!(serving.try_recv().is_err(), "a tenant's process is not ended");
+    assert!(rig.agent.strangers.is_empty());
+}
+
+#[tokio::test]
 async fn nobody_is_let_in_before_the_firewall_is_loaded() {
     for egress in [true, false] {
         let mut rig = Rig::with_egress(egress);
