@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -17,6 +18,8 @@ pub struct Census {
     pub containers: BTreeMap<String, String>,
     /// Containers of that daemon which are nobody's, or twice one slot's.
     pub strays: Vec<String>,
+    /// Container to the pid of its init, as the kernel tells; Docker may not know of one.
+    pub inits: Vec<(String, u32)>,
     pub interfaces: BTreeSet<String>,
     pub mounts: BTreeSet<String>,
     pub volume_files: BTreeSet<String>,
@@ -40,6 +43,7 @@ impl Census {
                 census.strays.push(line.to_owned());
             }
         }
+        census.inits = inits(&platform.data.join("node/init"))?;
         let prefix = platform.interface_prefix();
         for entry in fs::read_dir("/sys/class/net")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -84,6 +88,13 @@ impl Census {
                 faults.push(format!("{slot} is {state} and has no container"));
             }
         }
+        for (index, (container, pid)) in self.inits.iter().enumerate() {
+            if !self.containers.values().any(|known| known == container) {
+                faults.push(format!("process {pid} of container {container}, which Docker does not know"));
+            } else if self.inits[..index].iter().any(|(other, _)| other == container) {
+                faults.push(format!("process {pid} is a second init of container {container}"));
+            }
+        }
         if self.interfaces.len() != self.containers.len() {
             faults.push(format!("{} interfaces for {} containers", self.interfaces.len(), self.containers.len()));
         }
@@ -113,4 +124,27 @@ impl Census {
         })
         .await
     }
+}
+
+/// The first processes of all containers that the folder of inits is mounted into.
+fn inits(folder: &Path) -> Result<Vec<(String, u32)>> {
+    // Where that lies in its file system is not known; the names of the two folders above are random or ours.
+    let folder = folder.display().to_string();
+    let below = folder.splitn(3, '/').nth(2).map(|rest| format!("/{rest} ")).unwrap_or_default();
+    let mut inits = Vec::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // One that ends meanwhile is not there.
+        let read = |name: &str| fs::read_to_string(process.path().join(name)).unwrap_or_default();
+        let status = read("status");
+        let is_first =
+            status.lines().any(|line| line.starts_with("NSpid:") && line.split_whitespace().skip(2).eq(["1"]));
+        if !is_first || !read("mountinfo").contains(&below) {
+            continue;
+        }
+        let groups = read("cgroup");
+        let container = groups.split(['/', '\n', '.', '-']).find(|part| part.len() == 64).unwrap_or_default();
+        inits.push((container.to_owned(), pid));
+    }
+    Ok(inits)
 }
