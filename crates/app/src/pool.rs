@@ -1,12 +1,11 @@
 //! The warm pool: what there is, what `domain::pool` wants of it, and doing that.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawhq_domain::Millis;
 use clawhq_domain::ids::{NodeId, SlotId};
-use clawhq_domain::placement;
-use clawhq_domain::pool::{self, Policy, PoolView, Step, WarmSlot};
+use clawhq_domain::placement::Request;
+use clawhq_domain::pool::{self, NodesByTier, Policy, PoolView, Step, WarmSlot};
 use clawhq_domain::slot::{Failure, FailureKind, SlotState};
 use clawhq_domain::template::Template;
 use clawhq_domain::tier::Tier;
@@ -76,7 +75,15 @@ impl Pool<'_> {
 }
 
 fn warm(slot: &Slot, outdated: bool) -> WarmSlot {
-    WarmSlot { id: slot.id, state: slot.state, leaving: slot.leaving, outdated, created_at: slot.created_at }
+    WarmSlot {
+        id: slot.id,
+        node: slot.node,
+        memory_mib: slot.memory_mib,
+        state: slot.state,
+        leaving: slot.leaving,
+        outdated,
+        created_at: slot.created_at,
+    }
 }
 
 impl App {
@@ -99,7 +106,7 @@ impl App {
                     template: pool.template.name.to_string(),
                     tier: pool.tier.name.clone(),
                     target: pool.target(),
-                    memory_mib: pool.tier.memory_mib,
+                    request: pool.spec.request(),
                     slots: slots
                         .iter()
                         .filter(|slot| pool.is(slot))
@@ -111,18 +118,6 @@ impl App {
                 }
             })
             .collect();
-        // One that could not be placed anyway is given nothing that others have.
-        let mut nodes_of_tier = BTreeMap::new();
-        for (pool, view) in pools.iter().zip(&mut views) {
-            let staying = view.slots.iter().filter(|slot| !slot.leaving).count();
-            if staying < view.target as usize {
-                let seen = match nodes_of_tier.entry(&pool.tier.name) {
-                    Entry::Occupied(seen) => seen.into_mut(),
-                    Entry::Vacant(unseen) => unseen.insert(node_rows.views(&pool.tier.name).await?),
-                };
-                view.full = placement::choose(&pool.spec.request(), seen).is_err();
-            }
-        }
         // What no pool is kept for any more goes. What is of a template that a newer release wrote is that one's.
         let unreadable = self.unreadable_templates().await?;
         let stray = |slot: &&Slot| {
@@ -134,7 +129,7 @@ impl App {
             template: String::new(),
             tier: String::new(),
             target: 0,
-            memory_mib: 0,
+            request: Request { memory_mib: 0, tier_max_per_node: 0, pinned: None },
             slots: strays,
             failures_in_a_row: 0,
             last_failure_at: None,
@@ -156,7 +151,7 @@ impl App {
             retire_max: RETIRE_MAX,
         };
         let now = self.now();
-        let mut plan = pool::plan(&views, &policy, now);
+        let mut plan = pool::plan(&views, &self.nodes_by_tier(&views, &policy, now).await?, &policy, now);
 
         let mut report = PoolReport::default();
         let retire: Vec<_> = plan
@@ -171,6 +166,8 @@ impl App {
             for (slot, node) in system.slots().retire(&retire).await? {
                 report.retired += 1;
                 self.slot_changed(node, slot);
+                let leaves = views.iter_mut().flat_map(|view| &mut view.slots).filter(|seen| seen.id == slot);
+                leaves.for_each(|seen| seen.leaving = true);
             }
         }
         // Each round ends with a pool found full, so there are at most as many as pools, and one.
@@ -183,11 +180,19 @@ impl App {
                 // The views of the pools come first and in their order.
                 let (pool, view) = (&pools[at], &mut views[at]);
                 match self.order_warm(pool).await? {
-                    Some(id) => {
+                    Some((id, node)) => {
                         report.ordered += 1;
-                        policy.budget_mib = policy.budget_mib.saturating_sub(view.memory_mib);
-                        let state = SlotState::Creating;
-                        view.slots.push(WarmSlot { id, state, leaving: false, outdated: false, created_at: now });
+                        let memory_mib = view.request.memory_mib;
+                        policy.budget_mib = policy.budget_mib.saturating_sub(memory_mib);
+                        view.slots.push(WarmSlot {
+                            id,
+                            node,
+                            memory_mib,
+                            state: SlotState::Creating,
+                            leaving: false,
+                            outdated: false,
+                            created_at: now,
+                        });
                     }
                     // No node has room for this one. A smaller tier may fit, and one that is not at its most per node.
                     None => {
@@ -200,13 +205,24 @@ impl App {
             if !found_full {
                 break;
             }
-            plan = pool::plan(&views, &policy, now);
+            plan = pool::plan(&views, &self.nodes_by_tier(&views, &policy, now).await?, &policy, now);
         }
         Ok(report)
     }
 
+    /// Of the tiers that lack a slot: for others nothing is placed.
+    async fn nodes_by_tier(&self, views: &[PoolView], policy: &Policy, now: Millis) -> Result<NodesByTier> {
+        let nodes = self.store().system(&self.system()).nodes();
+        let lacking = views.iter().filter(|view| pool::lacks(view, policy, now));
+        let mut by_tier = NodesByTier::new();
+        for tier in lacking.map(|view| &view.tier).collect::<BTreeSet<_>>() {
+            by_tier.insert(tier.clone(), nodes.views(tier).await?);
+        }
+        Ok(by_tier)
+    }
+
     /// `None`: no node has room.
-    async fn order_warm(&self, pool: &Pool<'_>) -> Result<Option<SlotId>> {
+    async fn order_warm(&self, pool: &Pool<'_>) -> Result<Option<(SlotId, NodeId)>> {
         let slot = mint();
         let minted = mint_credentials(pool.template);
         let order = WarmOrder {
@@ -218,7 +234,7 @@ impl App {
         match self.store().system(&self.system()).slots().order(&order).await? {
             Ok(node) => {
                 self.slot_changed(node, slot);
-                Ok(Some(slot))
+                Ok(Some((slot, node)))
             }
             Err(no_place) => {
                 let (template, tier) = (&pool.template.name, &pool.tier.name);

@@ -117,6 +117,11 @@ fn obstacle(request: &Request, node: &NodeView) -> Option<Obstacle> {
     checks.into_iter().find(|(stands, _)| *stands).map(|(_, obstacle)| obstacle)
 }
 
+/// Whether nothing stands against a container of `request` on this node.
+pub fn fits(request: &Request, node: &NodeView) -> bool {
+    obstacle(request, node).is_none()
+}
+
 /// The node a container of `request` goes to. The caller reserves it by a conditional write and plans again if it lost.
 pub fn choose(request: &Request, nodes: &[NodeView]) -> Result<NodeId, NoPlace> {
     let mut obstacles = BTreeMap::new();
