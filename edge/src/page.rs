@@ -20,6 +20,10 @@ pub enum Absent<'a> {
         name: &'a str,
         what: &'static str,
     },
+    /// It runs, but its host has too many connections open, perhaps none of them its own.
+    Crowded {
+        name: &'a str,
+    },
 }
 
 struct Words {
@@ -52,6 +56,13 @@ fn words(absent: &Absent<'_>) -> Words {
         Absent::Silent { name, what } => {
             plain(StatusCode::BAD_GATEWAY, "no_answer", &format!("{name} did not answer"), what, None)
         }
+        Absent::Crowded { name } => plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "node_busy",
+            &format!("{name} cannot be reached"),
+            "The host it runs on has too many connections open at the moment. This page asks again by itself.",
+            Some(5),
+        ),
         Absent::State { name, state, reason } => {
             let unavailable = StatusCode::SERVICE_UNAVAILABLE;
             let mut words = match state {
@@ -197,5 +208,9 @@ mod tests {
                 !matches!(state, Shown::Stopped | Shown::Stopping | Shown::Failed | Shown::Deleting | Shown::Deleted);
             assert_eq!(response.headers().contains_key("retry-after"), passes, "{state:?}");
         }
+        let crowded = answer(&Absent::Crowded { name: "bot" }, &HeaderMap::new());
+        assert_eq!(crowded.status(), 503);
+        assert_eq!(crowded.headers()["x-clawhq-edge"], "node_busy");
+        assert_eq!(crowded.headers()["retry-after"], "5");
     }
 }

@@ -70,6 +70,7 @@ impl Edge {
                         Absent::State { name: &route.name, state: route.state, reason: route.reason.as_ref() }
                     }
                     Failure::Silent(route, what) => Absent::Silent { name: &route.name, what },
+                    Failure::Crowded(route) => Absent::Crowded { name: &route.name },
                 };
                 self.count(failure.name());
                 page::answer(&absent, &asked).map(|body| body.map_err(|never| match never {}).boxed())
@@ -143,6 +144,7 @@ impl Edge {
             Err(IngressError::Refused { code, .. }) if code == "busy" => {
                 Err(Failure::Silent(route.clone(), "It has too many connections open; try again in a moment."))
             }
+            Err(IngressError::Refused { code, .. }) if code == "node_busy" => Err(Failure::Crowded(route.clone())),
             Err(error) => {
                 tracing::debug!(slot.id = %target.slot, "the ingress refused: {error}");
                 Ok(None)
@@ -197,6 +199,8 @@ enum Failure {
     Unknown,
     State(Arc<Route>),
     Silent(Arc<Route>, &'static str),
+    /// Its host takes no more connections, whosever they are.
+    Crowded(Arc<Route>),
 }
 
 impl Failure {
@@ -205,6 +209,7 @@ impl Failure {
             Self::Unknown => "unknown",
             Self::State(_) => "not_running",
             Self::Silent(..) => "no_answer",
+            Self::Crowded(_) => "node_busy",
         }
     }
 }

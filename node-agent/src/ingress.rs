@@ -90,7 +90,7 @@ impl Server {
     async fn connection(&self, mut stream: UnixStream) {
         let Ok(_seat) = self.seats.clone().try_acquire_owned() else {
             self.counters.ingress_refused.inc();
-            return refuse(stream, "ERR busy too many connections on this node\n").await;
+            return refuse(stream, "ERR node_busy too many connections on this node\n").await;
         };
         match tokio::time::timeout(REQUEST_DEADLINE, self.open(&mut stream)).await {
             Ok(Ok((mut inner, route, _seat))) => {
@@ -207,7 +207,8 @@ mod tests {
         let (slot, routes) = (SlotId::from_u128(3), Routes::default());
         let counters = Counters::register(&Metrics::new());
         let stop = CancellationToken::new();
-        serve(path.clone(), routes.clone(), Workers::start().unwrap(), counters, 3, stop.clone()).unwrap();
+        // More than are made here: a refused one keeps its place for a moment.
+        serve(path.clone(), routes.clone(), Workers::start().unwrap(), counters, 8, stop.clone()).unwrap();
 
         assert!(ask(&path, &format!("CLAWHQ/1 {slot} {port}\n")).await.0.starts_with("ERR not_running"));
         let gone = CancellationToken::new();
@@ -226,9 +227,21 @@ mod tests {
         stream.read_exact(&mut four).await.unwrap();
         assert_eq!(&four, b"pong");
         let second = ask(&path, &format!("CLAWHQ/1 {slot} {port}\n")).await.0;
-        assert!(second.starts_with("ERR busy"), "{second}");
+        assert!(second.starts_with(&format!("ERR busy {slot} ")), "{second}");
         gone.cancel();
         assert_eq!(stream.read(&mut four).await.unwrap(), 0, "a slot that leaves takes its connections with it");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_full_node_says_that_it_is_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ingress.sock");
+        let counters = Counters::register(&Metrics::new());
+        let stop = CancellationToken::new();
+        serve(path.clone(), Routes::default(), Workers::start().unwrap(), counters, 0, stop.clone()).unwrap();
+        let answer = ask(&path, &format!("CLAWHQ/1 {} 80\n", SlotId::from_u128(3))).await.0;
+        assert!(answer.starts_with("ERR node_busy "), "{answer}");
         stop.cancel();
     }
 }
