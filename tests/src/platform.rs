@@ -87,6 +87,10 @@ pub struct Platform {
     roles: BTreeMap<Role, Process>,
     docker: Option<Process>,
     postgres: Option<Process>,
+    /// Of the node's stream when it was last ready.
+    epoch: i64,
+    /// An end of that stream was started since.
+    unlinked: bool,
     stopping: bool,
 }
 
@@ -119,6 +123,8 @@ impl Platform {
             roles: BTreeMap::new(),
             docker: None,
             postgres: None,
+            epoch: 0,
+            unlinked: false,
             stopping: false,
             root,
         };
@@ -174,6 +180,7 @@ impl Platform {
         let log = self.log(role.command());
         let command = [binary.to_str().context("path")?, role.command()];
         self.roles.insert(role, Process::start(role.command(), &[], &command, &self.env, &log)?);
+        self.unlinked |= matches!(role, Role::All | Role::Api | Role::NodeAgent);
         Ok(())
     }
 
@@ -202,7 +209,8 @@ impl Platform {
         self.docker.as_ref().map(Process::pid)
     }
 
-    /// Waits until the API says it is ready, the edge listens and the node is connected and says it is ready.
+    /// Waits until the API says it is ready, the edge listens and the node is connected and says it is ready. After a start of
+    /// the API or the node agent it must have linked anew.
     ///
     /// # Errors
     /// When a process ended, or it takes longer than `within`.
@@ -213,12 +221,10 @@ impl Platform {
         loop {
             let why = match client.get(&url).send().await {
                 Ok(answer) if answer.status().is_success() => match tokio::net::TcpStream::connect(self.edge).await {
-                    Ok(_) => {
-                        match self.number("select count(*) from nodes where ready and lease_until > now()").await {
-                            Ok(1..) => return Ok(()),
-                            other => format!("no node is ready ({other:?})"),
-                        }
-                    }
+                    Ok(_) => match self.node_is_ready().await {
+                        Ok(()) => return Ok(()),
+                        Err(error) => format!("node: {error:#}"),
+                    },
                     Err(error) => format!("edge: {error}"),
                 },
                 Ok(answer) => format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default()),
@@ -236,6 +242,17 @@ impl Platform {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Whether the node says that it is ready. Its row goes on saying so for seconds after the node agent, or what it is
+    /// linked to, has gone.
+    async fn node_is_ready(&mut self) -> Result<()> {
+        let sql = "select coalesce(ready and lease_until > now(), false), stream_epoch from nodes";
+        let (ready, epoch): (bool, i64) = sqlx::query_as(sql).fetch_one(&mut self.sql().await?).await?;
+        ensure!(!self.unlinked || epoch > self.epoch, "it has not linked anew");
+        ensure!(ready, "it is not ready");
+        (self.epoch, self.unlinked) = (epoch, false);
+        Ok(())
     }
 
     /// Runs the program with this platform's settings; its standard output.

@@ -666,6 +666,13 @@ async fn nobody_waits_for_another_in_a_circle() -> Result<()> {
         last = (instance.id, launched?.placed.slot.expect("cold").0);
         deployed?;
     }
+    // A backend may keep its count of them for seconds, but not beyond its end.
+    db.store.close().await;
+    let backends = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'clawhq'";
+    while db.number(backends).await? > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     assert_eq!(db.number(deadlocks).await?, 0);
     Ok(())
