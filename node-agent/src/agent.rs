@@ -17,7 +17,7 @@ use clawhq_init::{State, ToAgent, ToInit};
 use clawhq_proto::{slot_digest, v1};
 use futures::StreamExt;
 use prost::Message;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::ingress::{Route, Routes};
 use crate::inits::{Connection, InitEvent, Tickets};
 use crate::ledger::{LeaseRecord, Ledger, SlotRecord, Spool, redacted};
+use crate::link::wall_ms;
 use crate::make::{self, Made, MakeError, MakeJob};
 use crate::metrics::Counters;
 use crate::netns::{Netns, Workers};
@@ -41,8 +42,11 @@ const FIREWALL_CHECK: Duration = Duration::from_secs(10);
 const FIREWALL_PAUSE: Duration = Duration::from_millis(100);
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
 const RELIST: Duration = Duration::from_secs(60);
-/// A run this long after its first answer is stable: what failed before is forgotten.
-const STABLE: Duration = Duration::from_secs(60);
+const RELIST_SOON: Duration = Duration::from_secs(1);
+/// A run that answered and lasted this long is stable: what failed before is forgotten.
+const STABLE_MS: Millis = 60_000;
+/// Docker tells of a kill for memory apart from the end that it causes.
+const MEMORY_NEWS_MS: Millis = 10_000;
 const ASK_FULL_EVERY: Duration = Duration::from_secs(5);
 /// Without any word about the lease, as when the ledger is lost.
 const LEASE_GRACE_MS: i64 = 60_000;
@@ -78,6 +82,11 @@ pub enum Event {
         result: Result<(), String>,
     },
     Removed {
+        slot: SlotId,
+        op: u64,
+    },
+    /// Docker refused to remove it several times, and is asked on.
+    Stuck {
         slot: SlotId,
         op: u64,
     },
@@ -123,6 +132,8 @@ pub struct Tools {
     pub hierarchies: Hierarchies,
     pub events: mpsc::Sender<Event>,
     pub counters: Counters,
+    /// Asks for a list of containers before it is time for one.
+    pub relist: Notify,
     pub data: String,
 }
 
@@ -162,11 +173,14 @@ struct Slot {
     failure: Option<Failure>,
     /// The last words of a run are being fetched: the report waits for them.
     tail_of: Option<u32>,
-    ready_at: Option<Instant>,
+    /// The last run whose end was counted. An init tells of it again whenever it dials.
+    ended: u32,
+    ended_at: Option<Millis>,
     memory_kills: Option<u64>,
     /// It was killed because it did not answer.
     unready: bool,
-    out_of_memory: bool,
+    /// When Docker told of a process that was killed for memory, the container's own or a child.
+    out_of_memory: Option<Millis>,
     timing: Timing,
     reported: Option<Reported>,
     /// Since when there is something to report that has not been said yet.
@@ -207,10 +221,11 @@ impl Slot {
             route: None,
             failure: None,
             tail_of: None,
-            ready_at: None,
+            ended: 0,
+            ended_at: None,
             memory_kills: None,
             unready: false,
-            out_of_memory: false,
+            out_of_memory: None,
             timing: Timing::default(),
             reported: None,
             unsaid_since: None,
@@ -235,6 +250,7 @@ impl Slot {
             image_argv: self.image_argv.clone(),
             volume: self.have.volume.map(|id| id.to_string()).unwrap_or_default(),
             delivered: self.delivered,
+            ended: self.ended,
         }
     }
 
@@ -247,6 +263,7 @@ impl Slot {
         slot.image_digest = record.image_digest;
         slot.image_argv = record.image_argv;
         slot.delivered = record.delivered;
+        slot.ended = record.ended;
         slot.have = Have {
             run: record.run,
             restarted: record.restarted,
@@ -254,7 +271,8 @@ impl Slot {
             ready: record.ready,
             failures: record.failures,
             gave_up: record.gave_up,
-            started_at: record.started_at,
+            // Of another boot, or of an agent that wrote the time of day.
+            started_at: record.started_at.min(now),
             volume: record.volume.parse().ok(),
             ..slot.have
         };
@@ -283,6 +301,18 @@ impl Slot {
         (self.have.owner, self.have.assigned, self.have.ordered_at) = (None, None, None);
         (self.have.wired, self.have.ready, self.have.frozen, self.have.stale) = (false, false, false, false);
         (self.have.term_at, self.have.kill_at) = (None, None);
+    }
+
+    /// Whether it was just told to have run out of memory: a child that did so long ago is not why it ends now.
+    fn took_memory(&mut self) -> bool {
+        self.out_of_memory.take().is_some_and(|at| boot_ms().saturating_sub(at) < MEMORY_NEWS_MS)
+    }
+
+    /// Whether its first process runs: the pid may be somebody else's by now.
+    fn lives(&self) -> bool {
+        let (Some(pid), Some(container)) = (self.pid, &self.container) else { return false };
+        std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|text| crate::cgroup::container_id(&text) == Some(container.as_str()))
     }
 
     fn send(&self, frame: &ToInit) -> Result<bool, protocol::ProtocolError> {
@@ -328,12 +358,8 @@ pub struct Agent {
     removing_volumes: BTreeSet<VolumeId>,
 }
 
-fn now_ms() -> Millis {
-    chrono::Utc::now().timestamp_millis()
-}
-
-/// Milliseconds since the boot, suspends included.
-fn boot_ms() -> i64 {
+/// Milliseconds since the boot, suspends included: what every decision here is made by.
+fn boot_ms() -> Millis {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     now.tv_sec * 1_000 + now.tv_nsec / 1_000_000
 }
@@ -359,7 +385,7 @@ impl Agent {
         facts: v1::NodeFacts,
         node: Option<NodeId>,
     ) -> Self {
-        let now = now_ms();
+        let now = boot_ms();
         let lease_until = match ledger.lease() {
             Some(lease) if lease.until_boot_ms == 0 => None,
             Some(lease) if lease.boot == boot_id() => Some(lease.until_boot_ms),
@@ -411,7 +437,7 @@ impl Agent {
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.turn();
         loop {
-            let wake = self.wake_at.map(|at| Duration::from_millis(u64::try_from(at - now_ms()).unwrap_or(0) + 1));
+            let wake = self.wake_at.map(|at| Duration::from_millis(u64::try_from(at - boot_ms()).unwrap_or(0) + 1));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -451,6 +477,11 @@ impl Agent {
                 if let Some(one) = self.current(slot, op) {
                     one.have.op = None;
                     match result {
+                        // What Docker told of while this went on was not listened to.
+                        Ok(()) if !one.lives() => {
+                            one.went_down(boot_ms());
+                            one.have.container = Container::Ended;
+                        }
                         Ok(()) => one.have.frozen = true,
                         Err(why) => {
                             tracing::warn!(%slot, why, "a slot could not be frozen");
@@ -461,6 +492,11 @@ impl Agent {
                 }
             }
             Event::Removed { slot, op } => self.on_removed(slot, op),
+            Event::Stuck { slot, op } => {
+                if let Some(one) = self.current(slot, op) {
+                    one.have.op = Some(Op::Stuck);
+                }
+            }
             Event::Ready { slot, run } => self.on_ready(slot, run),
             Event::Tail { slot, run, lines } => {
                 if let Some(one) = self.slots.get_mut(&slot)
@@ -499,7 +535,7 @@ impl Agent {
                 self.tools.counters.linked.set(1);
                 let dial = self.ledger.dial().unwrap_or_else(|error| {
                     tracing::warn!(%error, "the number of this dial could not be kept");
-                    u64::try_from(now_ms()).unwrap_or(0)
+                    u64::try_from(wall_ms()).unwrap_or(0)
                 });
                 self.tools.counters.dials.inc();
                 let last_index = self.spool.last_index();
@@ -583,7 +619,7 @@ impl Agent {
             }
         };
         let id = wanted.view.slot;
-        let now = now_ms();
+        let now = boot_ms();
         let slot = self.slots.entry(id).or_insert_with(|| Slot {
             // Docker has told of every container of ours; until it has, there might be one.
             have: Have::nothing(id, if self.runtime_ready { Container::Absent } else { Container::Unknown }, now),
@@ -608,6 +644,8 @@ impl Agent {
         slot.want = Some(wanted);
         slot.dirty = true;
         if probe {
+            // Its questions are asked from now on.
+            slot.have.started_at = now;
             self.start_probe(id);
         }
     }
@@ -663,7 +701,7 @@ impl Agent {
         }
         let wants = || self.slots.values().filter_map(|slot| slot.want.as_ref());
         // Two in one millisecond could not be told apart by their answer.
-        let at_ms = self.heartbeats.back().map_or(0, |(at, _)| at + 1).max(now_ms());
+        let at_ms = self.heartbeats.back().map_or(0, |(at, _)| at + 1).max(wall_ms());
         let beat = v1::Heartbeat {
             at_ms,
             disk_free_mib: self.tools.volumes.free_mib(),
@@ -732,11 +770,12 @@ impl Agent {
     }
 
     fn on_listed(&mut self, asked: Instant, containers: Vec<Listed>) {
-        let now = now_ms();
+        let now = boot_ms();
         if !std::mem::replace(&mut self.runtime_ready, true) {
             tracing::info!(containers = containers.len(), "Docker answers");
         }
         let mut seen = BTreeSet::new();
+        let known: BTreeSet<String> = containers.iter().map(|listed| listed.id.clone()).collect();
         for listed in containers {
             let Some(id) = listed.labels.get(LABEL_SLOT).and_then(|text| text.parse::<SlotId>().ok()) else {
                 tracing::warn!(container = listed.id, "a container with our label has no slot and is left alone");
@@ -782,7 +821,7 @@ impl Agent {
             }
         }
         for greeting in std::mem::take(&mut self.strangers) {
-            let known = self.by_container.contains_key(&greeting.container);
+            let known = known.contains(&greeting.container) || self.by_container.contains_key(&greeting.container);
             if known || !self.contacted || greeting.at > asked {
                 self.on_hello(greeting);
             } else {
@@ -801,12 +840,12 @@ impl Agent {
         match event {
             // Ours are started by us, and somebody else's start is seen by the init's hello.
             RuntimeEvent::Started { .. } => {}
-            RuntimeEvent::OutOfMemory { .. } => one.out_of_memory = true,
+            RuntimeEvent::OutOfMemory { .. } => one.out_of_memory = Some(boot_ms()),
             RuntimeEvent::Died { exit_code, .. } => {
                 if one.have.op.is_some() {
                     return;
                 }
-                let now = now_ms();
+                let now = boot_ms();
                 let asked = one.have.term_at.is_some() || one.have.kill_at.is_some();
                 let was_claimed = one.have.assigned.is_some();
                 one.dirty = true;
@@ -814,7 +853,7 @@ impl Agent {
                 one.went_down(now);
                 one.have.container = Container::Ended;
                 if !asked {
-                    let memory = std::mem::take(&mut one.out_of_memory);
+                    let memory = one.took_memory();
                     let (kind, message) = if memory {
                         (FailureKind::OutOfMemory, "It ran out of memory.".to_owned())
                     } else {
@@ -835,7 +874,7 @@ impl Agent {
                 }
                 one.dirty = true;
                 one.changed = Some(Instant::now());
-                one.went_down(now_ms());
+                one.went_down(boot_ms());
                 one.have.container = Container::Absent;
                 one.have.volume = None;
                 one.container = None;
@@ -845,7 +884,7 @@ impl Agent {
     }
 
     fn on_made(&mut self, id: SlotId, op: u64, result: Result<Box<Made>, MakeError>) {
-        let now = now_ms();
+        let now = boot_ms();
         let counters = self.tools.counters.clone();
         let Some(slot) = self.current(id, op) else {
             // A newer operation has taken the slot over; it finds what this one left by its label.
@@ -857,7 +896,6 @@ impl Agent {
                 let made = *made;
                 slot.have.container = Container::Up;
                 slot.have.wired = true;
-                slot.have.fault = None;
                 slot.have.frozen = made.frozen;
                 // Only what has answered is ever frozen.
                 slot.have.ready |= made.frozen;
@@ -868,6 +906,16 @@ impl Agent {
                 if let Some(image) = made.image {
                     (slot.image_digest, slot.image_argv) = (image.digest, image.argv);
                 }
+                if !slot.lives() {
+                    // It ended meanwhile; what Docker told of then was not listened to.
+                    slot.went_down(now);
+                    slot.have.container = Container::Ended;
+                    let count = slot.have.fault.map_or(0, |fault| fault.count) + 1;
+                    slot.have.fault = Some(Fault { kind: FailureKind::Runtime, at: now, count });
+                    slot.failure = Some(failure(FailureKind::Runtime, "Its container ended at once.".to_owned()));
+                    return;
+                }
+                slot.have.fault = None;
                 if slot.connection.is_none() {
                     slot.have.init = Init::Silent { since: now };
                 }
@@ -907,7 +955,7 @@ impl Agent {
     }
 
     fn on_removed(&mut self, id: SlotId, op: u64) {
-        let now = now_ms();
+        let now = boot_ms();
         self.tools.counters.removed.inc();
         let Some(slot) = self.current(id, op) else { return };
         slot.went_down(now);
@@ -937,9 +985,10 @@ impl Agent {
                 self.on_hello(Greeting { at: Instant::now(), container, pid, connection, hello });
             }
             InitEvent::Gone { container, connection } => {
+                self.strangers.retain(|stranger| stranger.connection.id != connection);
                 let Some(slot) = self.slot_of(&container, connection) else { return };
                 slot.connection = None;
-                slot.have.init = Init::Silent { since: now_ms() };
+                slot.have.init = Init::Silent { since: boot_ms() };
                 slot.have.ordered_at = None;
             }
             InitEvent::Frame { container, connection, frame } => {
@@ -966,12 +1015,13 @@ impl Agent {
                 self.strangers.pop_front();
             }
             self.strangers.push_back(greeting);
+            self.tools.relist.notify_one();
             return;
         };
         let Greeting { pid, connection, hello, .. } = greeting;
         let tools = self.tools.clone();
         let Some(slot) = self.slots.get_mut(&id) else { return };
-        let now = now_ms();
+        let now = boot_ms();
         slot.dirty = true;
         slot.changed = Some(Instant::now());
         let same_boot = slot.boot == hello.boot || slot.boot == [0; 16];
@@ -1062,7 +1112,7 @@ impl Agent {
                     return;
                 }
                 slot.have.init = Init::Running;
-                slot.have.started_at = now_ms();
+                slot.have.started_at = boot_ms();
                 (slot.have.ready, slot.unready) = (false, false);
                 (slot.have.term_at, slot.have.kill_at) = (None, None);
                 slot.memory_kills = slot.cgroup.memory_kills();
@@ -1088,7 +1138,7 @@ impl Agent {
                         slot.delivered = slot.delivered.saturating_add(1);
                     }
                     // Asked again no sooner than an unanswered frame would be.
-                    _ => slot.have.ordered_at = Some(now_ms()),
+                    _ => slot.have.ordered_at = Some(boot_ms()),
                 }
             }
             ToAgent::StartFailed { claim_id, run, errno, step, what } => {
@@ -1132,8 +1182,7 @@ impl Agent {
             protocol::Oom::Yes => true,
             protocol::Oom::No => false,
             protocol::Oom::Unknown => {
-                std::mem::take(&mut slot.out_of_memory)
-                    || slot.memory_kills.zip(kills).is_some_and(|(before, after)| after > before)
+                slot.took_memory() || slot.memory_kills.zip(kills).is_some_and(|(before, after)| after > before)
             }
         };
         let exit = match exit {
@@ -1159,21 +1208,27 @@ impl Agent {
         slot.close_route();
         slot.have.ordered_at = None;
         slot.timing.sent = None;
+        let now = boot_ms();
+        let known = slot.ended >= run;
         let asked = slot.have.term_at.is_some() || slot.have.kill_at.is_some() && !slot.unready;
-        let stable = slot.have.ready && slot.ready_at.is_some_and(|at| at.elapsed() >= STABLE);
+        let stable = slot.have.ready && now.saturating_sub(slot.have.started_at) >= STABLE_MS;
         let kind = kind_of(&how);
-        slot.have.init = Init::Ended { at: now_ms(), how };
+        let at = slot.ended_at.filter(|_| known).unwrap_or(now);
+        slot.have.init = Init::Ended { at, how };
         slot.have.ready = false;
         // So that the plan can tell a run that was ended from one that ended.
-        slot.have.term_at = asked.then(now_ms);
+        slot.have.term_at = asked.then_some(now);
         slot.have.kill_at = None;
         slot.unready = false;
+        (slot.ended, slot.ended_at) = (run.max(slot.ended), Some(at));
         if asked {
             return;
         }
-        slot.have.failures = if stable { 1 } else { slot.have.failures.saturating_add(1) };
         slot.failure = Some(Failure { kind, message, exit, log_tail: Vec::new() });
-        self.tools.counters.exits.inc();
+        if !known {
+            slot.have.failures = if stable { 1 } else { slot.have.failures.saturating_add(1) };
+            self.tools.counters.exits.inc();
+        }
         self.fetch_tail(id);
     }
 
@@ -1249,7 +1304,6 @@ impl Agent {
         slot.dirty = true;
         slot.probe = None;
         slot.have.ready = true;
-        slot.ready_at = Some(Instant::now());
         slot.have.fault = None;
         slot.failure = None;
         if let Some(started) = slot.timing.started.take() {
@@ -1272,14 +1326,14 @@ impl Agent {
                 lease_held: self.lease_held(),
                 burst: self.burst,
             };
-            let plan = host::plan(&view, now_ms(), &self.policy);
+            let plan = host::plan(&view, boot_ms(), &self.policy);
             self.wake_at = plan.wake_at;
             let mut took_any = false;
             for step in plan.steps {
                 // A tenant's process does not start before it is walled in. Looked at again soon, for nobody else tells.
                 let starts = matches!(step.act, Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. });
                 if starts && !self.tools.network.is_ready() {
-                    let soon = now_ms() + FIREWALL_LOOK_MS;
+                    let soon = boot_ms() + FIREWALL_LOOK_MS;
                     self.wake_at = Some(self.wake_at.map_or(soon, |known| known.min(soon)));
                     continue;
                 }
@@ -1297,10 +1351,8 @@ impl Agent {
         }
         // The end of a lease is not a time of the plan's.
         if let Some(until) = self.lease_until {
-            let left = until - boot_ms();
-            if left > 0 {
-                let at = now_ms() + left;
-                self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
+            if until > boot_ms() {
+                self.wake_at = Some(self.wake_at.map_or(until, |known| known.min(until)));
             }
         }
         self.publish();
@@ -1363,7 +1415,7 @@ impl Agent {
         let lease_held = self.lease_held();
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let Some(want) = &slot.want else { return };
-        let Some(state) = host::observe(&want.view, &slot.have, lease_held, now_ms(), &self.policy) else { return };
+        let Some(state) = host::observe(&want.view, &slot.have, lease_held, boot_ms(), &self.policy) else { return };
         if slot.tail_of.is_some() && state != SlotState::Absent {
             return;
         }
@@ -1380,8 +1432,8 @@ impl Agent {
             slot.unsaid_since = None;
             return;
         }
-        let since = *slot.unsaid_since.get_or_insert_with(now_ms);
-        if let Err(at) = host::worth_saying(slot.reported.as_ref().map(|said| said.state), state, since, now_ms()) {
+        let since = *slot.unsaid_since.get_or_insert_with(boot_ms);
+        if let Err(at) = host::worth_saying(slot.reported.as_ref().map(|said| said.state), state, since, boot_ms()) {
             self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
             return;
         }
@@ -1397,7 +1449,7 @@ impl Agent {
             image_digest: (!slot.image_digest.is_empty()).then(|| slot.image_digest.clone()),
             failure,
             steps,
-            at: now_ms(),
+            at: wall_ms(),
         };
         slot.reported = Some(now);
         let report = self.spool.push(report.into());
@@ -1413,7 +1465,7 @@ impl Agent {
 
     fn take(&mut self, step: &Order) {
         let id = step.slot;
-        let now = now_ms();
+        let now = boot_ms();
         self.next_op += 1;
         let op = self.next_op;
         let slot = self
@@ -1506,7 +1558,8 @@ impl Agent {
         let (container, piece, volume) = (slot.container.clone(), slot.piece, slot.have.volume);
         let tools = self.tools.clone();
         tokio::spawn(async move {
-            make::unmake(&tools, container, piece, volume).await;
+            let stuck = async || drop(tools.events.send(Event::Stuck { slot: id, op }).await);
+            make::unmake(&tools, container, piece, volume, stuck).await;
             let _ = tools.events.send(Event::Removed { slot: id, op }).await;
         });
     }
@@ -1520,7 +1573,7 @@ impl Agent {
         }
         if let Some(piece) = slot.piece {
             let tools = self.tools.clone();
-            tokio::spawn(async move { make::unmake(&tools, None, Some(piece), None).await });
+            tokio::spawn(async move { make::unmake(&tools, None, Some(piece), None, async || ()).await });
         }
         if let Err(error) = self.ledger.remove(id) {
             tracing::warn!(slot = %id, %error, "a ledger entry could not be removed");
@@ -1540,10 +1593,7 @@ impl Agent {
         // Its init does not listen: it is told by the kernel, and ends with its process.
         let Some(container) = slot.container.clone() else { return };
         let signal = if kill { nix::sys::signal::Signal::SIGKILL } else { nix::sys::signal::Signal::SIGTERM };
-        let ours = slot.pid.filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-                .is_ok_and(|text| crate::cgroup::container_id(&text) == Some(container.as_str()))
-        });
+        let ours = slot.pid.filter(|_| slot.lives());
         if let Some(pid) = ours.and_then(|pid| i32::try_from(pid).ok()) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
             return;
@@ -1587,7 +1637,7 @@ impl Agent {
         let claimed = slot.want.as_ref().and_then(|want| want.view.claim);
         slot.have.run = run;
         slot.have.restarted = restart;
-        slot.have.ordered_at = Some(now_ms());
+        slot.have.ordered_at = Some(boot_ms());
         slot.have.assigned = claimed.map(|claim| claim.instance);
         slot.have.stale = false;
         slot.have.gave_up = None;
@@ -1631,7 +1681,7 @@ impl Agent {
         let complete = want.view.complete;
         slot.have.run = run;
         slot.have.restarted = restart;
-        slot.have.ordered_at = Some(now_ms());
+        slot.have.ordered_at = Some(boot_ms());
         slot.have.gave_up = None;
         slot.have.stale = false;
         slot.unready = false;
@@ -1687,7 +1737,7 @@ impl Agent {
         if std::mem::take(&mut slot.have.frozen) {
             slot.timing.steps.push(Step { name: "thawed".to_owned(), micros: micros(thaw) });
         }
-        slot.have.started_at = now_ms();
+        slot.have.started_at = boot_ms();
         slot.have.ready = false;
         slot.timing.started = Some(Instant::now());
         match warm {
@@ -1711,10 +1761,10 @@ impl Agent {
     }
 }
 
-/// A pool's app that runs and was never frozen, known from the ledger alone: that does not say what it is to be asked before
+/// A pool's app that runs and has not been ready, known from the ledger alone: that does not say what it is to be asked before
 /// it is. The whole set does.
 fn waits_for_warm_up(want: &Wanted, have: &Have) -> bool {
-    let unclaimed = want.view.claim.is_none() && want.view.warm == WarmMode::Frozen;
+    let unclaimed = want.view.claim.is_none() && want.is_app();
     unclaimed && !want.view.complete && have.init == Init::Running && !have.ready
 }
 
@@ -1733,26 +1783,32 @@ fn failure(kind: FailureKind, message: String) -> Failure {
     Failure { kind, message, exit: None, log_tail: Vec::new() }
 }
 
-/// Watches the runtime: its events while it answers, the whole list whenever they began anew, and every minute.
+/// Watches the runtime: its events while it answers, and lists of its containers: when the events begin anew, a second
+/// later, whenever one is asked for, and every minute.
 pub async fn watch_runtime(tools: Arc<Tools>, stop: CancellationToken) {
     let mut wait = Duration::from_millis(100);
     loop {
         let mut events = tools.runtime.events();
-        let mut relist = tokio::time::interval(RELIST);
-        // Subscribed first, then listed: nothing falls in between.
+        let mut list_at = tokio::time::Instant::now();
+        // The events are only subscribed to when they are first waited for. What happens between the first list and that
+        // is seen by the second one.
+        let mut lists = 0_u64;
         let why = loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = relist.tick() => {
+                () = tokio::time::sleep_until(list_at) => {
                     let asked = Instant::now();
                     match tools.runtime.list().await {
                         Ok(containers) => {
                             wait = Duration::from_millis(100);
+                            lists += 1;
+                            list_at = tokio::time::Instant::now() + if lists == 1 { RELIST_SOON } else { RELIST };
                             let _ = tools.events.send(Event::Listed { asked, containers }).await;
                         }
                         Err(error) => break error.to_string(),
                     }
                 }
+                () = tools.relist.notified() => list_at = list_at.min(tokio::time::Instant::now() + RELIST_SOON),
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         let _ = tools.events.send(Event::Runtime(event)).await;

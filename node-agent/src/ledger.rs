@@ -44,6 +44,7 @@ pub struct SlotRecord {
     #[prost(uint32, optional, tag = "9")]
     pub gave_up: Option<u32>,
     #[prost(int64, tag = "10")]
+    /// On the clock that runs through suspends.
     pub started_at: i64,
     #[prost(string, tag = "11")]
     pub image_digest: String,
@@ -53,6 +54,9 @@ pub struct SlotRecord {
     pub volume: String,
     #[prost(uint64, tag = "14")]
     pub delivered: u64,
+    /// The last run whose end was counted.
+    #[prost(uint32, tag = "15")]
+    pub ended: u32,
 }
 
 /// When the lease ends, on the clock that runs through suspends, and the boot that clock belongs to.

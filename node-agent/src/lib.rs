@@ -94,6 +94,7 @@ pub async fn run_with_metrics(mut config: Config, shutdown: CancellationToken, m
         hierarchies: cgroup::Hierarchies::of_host()?,
         events,
         counters: counters.clone(),
+        relist: tokio::sync::Notify::new(),
         data,
         config,
     });

@@ -75,7 +75,8 @@ pub struct Link {
     pub stop: CancellationToken,
 }
 
-fn now_ms() -> i64 {
+/// For people and other machines: it may be set.
+pub fn wall_ms() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
@@ -138,7 +139,7 @@ impl Link {
 
     async fn enrolled(&self) -> anyhow::Result<Identity> {
         if let Some(identity) = Identity::load(&self.identity_path)
-            && identity.not_after_ms > now_ms()
+            && identity.not_after_ms > wall_ms()
         {
             return Ok(identity);
         }
@@ -163,7 +164,7 @@ impl Link {
             key_pem,
             certificate_pem: reply.certificate_pem,
             ca_pem: if reply.ca_pem.is_empty() { ca_pem } else { reply.ca_pem },
-            issued_at_ms: now_ms(),
+            issued_at_ms: wall_ms(),
             not_after_ms: reply.not_after_ms,
         };
         let node = identity.node_id().ok_or_else(|| anyhow::anyhow!("the control plane gave no node id"))?;
@@ -185,7 +186,7 @@ impl Link {
             key_pem,
             certificate_pem: reply.certificate_pem,
             ca_pem: if reply.ca_pem.is_empty() { identity.ca_pem.clone() } else { reply.ca_pem },
-            issued_at_ms: now_ms(),
+            issued_at_ms: wall_ms(),
             not_after_ms: reply.not_after_ms,
         };
         renewed.save(&self.identity_path)?;
@@ -200,7 +201,7 @@ impl Link {
             let _ = self.tools.events.send(Event::Enrolled(node)).await;
         }
         let channel = self.endpoint(&identity.ca_pem, Some(&identity))?.connect().await?;
-        if now_ms() >= identity.renew_at_ms() {
+        if wall_ms() >= identity.renew_at_ms() {
             self.renew(channel, &identity).await?;
             return Ok("a new certificate is used");
         }
@@ -224,7 +225,7 @@ impl Link {
         self.event(LinkEvent::Up { session, frames }).await?;
         let mut inbound = tokio::time::timeout(CALL_DEADLINE, client.link(outbound)).await??.into_inner();
         tracing::info!("linked to the control plane");
-        let renewal = Duration::from_millis(u64::try_from(identity.renew_at_ms() - now_ms()).unwrap_or(0));
+        let renewal = Duration::from_millis(u64::try_from(identity.renew_at_ms() - wall_ms()).unwrap_or(0));
         let renewal = tokio::time::sleep(renewal);
         tokio::pin!(renewal);
         loop {

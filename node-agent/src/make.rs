@@ -61,6 +61,8 @@ struct Making<'a> {
     tools: &'a Tools,
     job: MakeJob,
     image: Option<Image>,
+    /// The volume that it has mounted, or tried to.
+    mounted: Option<VolumeId>,
     steps: Vec<Step>,
     lap: Instant,
 }
@@ -68,15 +70,11 @@ struct Making<'a> {
 /// While Docker is away it waits, for minutes if need be: that is no fault of the container's.
 pub async fn make(tools: &Tools, job: MakeJob, cancel: CancellationToken) -> Result<Made, MakeError> {
     let began = Instant::now();
-    let mut making = Making { tools, job, image: None, steps: Vec::new(), lap: began };
+    let mut making = Making { tools, job, image: None, mounted: None, steps: Vec::new(), lap: began };
     let created = making.job.phase == Container::Absent;
     let mut wait = AWAY_WAIT;
-    loop {
-        let result = tokio::select! {
-            result = making.attempt() => result,
-            () = cancel.cancelled() => return Err(MakeError::Cancelled),
-        };
-        match result {
+    let error = loop {
+        match making.attempt(&cancel).await {
             Ok(mut made) => {
                 made.created = created;
                 made.took = began.elapsed();
@@ -86,19 +84,27 @@ pub async fn make(tools: &Tools, job: MakeJob, cancel: CancellationToken) -> Res
                 tracing::debug!(slot = %making.job.slot, why, "waiting for Docker");
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    () = cancel.cancelled() => return Err(MakeError::Cancelled),
+                    () = cancel.cancelled() => break MakeError::Cancelled,
                 }
                 wait = (wait * 2).min(AWAY_WAIT_MAX);
             }
             Err(Trouble::NoFirewall) if began.elapsed() < FIREWALL_PATIENCE => {
                 tokio::select! {
                     () = tokio::time::sleep(AWAY_WAIT) => {}
-                    () = cancel.cancelled() => return Err(MakeError::Cancelled),
+                    () = cancel.cancelled() => break MakeError::Cancelled,
                 }
             }
-            Err(trouble) => return Err(trouble.into_error(&making.job)),
+            Err(trouble) => break trouble.into_error(&making.job),
         }
+    };
+    // A mount without a container is nobody's to take away later.
+    if making.job.container.is_none()
+        && let Some(volume) = making.mounted
+        && let Err(error) = tools.volumes.release(volume).await
+    {
+        tracing::warn!(%volume, %error, "a volume stays mounted until the next sweep");
     }
+    Err(error)
 }
 
 enum Trouble {
@@ -106,6 +112,8 @@ enum Trouble {
     Volume(VolumeError),
     Network(anyhow::Error),
     NoFirewall,
+    /// Nobody wants it any more, and nothing was asked of Docker yet.
+    Cancelled,
     /// It ended as soon as it was started.
     Ended {
         out_of_memory: bool,
@@ -125,6 +133,7 @@ impl Trouble {
             phase => phase,
         });
         let (kind, message, container) = match self {
+            Self::Cancelled => return MakeError::Cancelled,
             // Removed behind our back: the next try makes a new one.
             Self::Runtime(RuntimeError::Gone) => {
                 (FailureKind::Runtime, "Its container vanished.".to_owned(), Some(Container::Absent))
@@ -154,20 +163,26 @@ impl Making<'_> {
         self.lap = Instant::now();
     }
 
-    async fn attempt(&mut self) -> Result<Made, Trouble> {
+    /// Ends for `cancel` while it waits for an image, and before it asks Docker for a container. From then on it goes
+    /// through: what Docker was asked for comes, whoever has stopped listening.
+    async fn attempt(&mut self, cancel: &CancellationToken) -> Result<Made, Trouble> {
         let tools = self.tools;
         if !tools.network.is_ready() {
             return Err(Trouble::NoFirewall);
         }
         if self.image.is_none() && (self.job.container.is_none() || !self.job.knows_image) {
             let deadline = Duration::from_secs(tools.config.limits.pull_deadline_s);
-            let image = tools.runtime.image(&self.job.spec.image, &self.job.spec.image_digest, deadline).await?;
+            let image = tokio::select! {
+                image = tools.runtime.image(&self.job.spec.image, &self.job.spec.image_digest, deadline) => image?,
+                () = cancel.cancelled() => return Err(Trouble::Cancelled),
+            };
             self.image = Some(image);
             self.step("image");
         }
         let volume = match (&self.job.spec.volume, self.job.volume) {
             (Some(spec), Some(volume)) if self.job.phase != Container::Up => {
                 let (uid, gid) = (self.job.spec.uid, self.job.spec.gid);
+                self.mounted = Some(volume);
                 let mount = tools.volumes.ensure(volume, spec.size_mib, uid, gid).await.map_err(Trouble::Volume)?;
                 let path = spec.path.clone();
                 self.step("volume");
@@ -177,6 +192,7 @@ impl Making<'_> {
         };
         let id = match self.job.container.clone() {
             Some(id) => id,
+            None if cancel.is_cancelled() => return Err(Trouble::Cancelled),
             None => {
                 let spec = self.container_spec(volume);
                 let id = tools.runtime.create(&spec).await?;
@@ -252,12 +268,25 @@ impl Making<'_> {
     }
 }
 
-/// Takes everything of a container away. It tries for as long as it takes: what is to go goes.
-pub async fn unmake(tools: &Tools, container: Option<String>, piece: Option<Piece>, volume: Option<VolumeId>) {
+/// Takes everything of a container away. It tries for as long as it takes: what is to go goes. After some refusals it tells
+/// that it is `stuck`, once.
+pub async fn unmake(
+    tools: &Tools,
+    container: Option<String>,
+    piece: Option<Piece>,
+    volume: Option<VolumeId>,
+    stuck: impl AsyncFnOnce(),
+) {
     let mut wait = AWAY_WAIT;
     if let Some(container) = container {
+        let mut stuck = Some(stuck);
         while let Err(error) = tools.runtime.remove(&container).await {
             tracing::warn!(container, %error, "a container could not be removed and is tried again");
+            if wait == AWAY_WAIT_MAX
+                && let Some(stuck) = stuck.take()
+            {
+                stuck().await;
+            }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(AWAY_WAIT_MAX);
         }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clawhq_domain::slot::{Exit, FailureKind, SlotState};
@@ -72,7 +73,9 @@ async fn a_slot_is_made_claimed_restarted_and_removed() {
 
     // What is older is not heard.
     world.plane.say(down::Frame::Upsert(v1::SlotDesired { present: false, ..warm.clone() }));
+    world.plane.heartbeat().await;
     assert!(get(&world, &mine, "/healthz").await.contains("\"ok\":true"));
+    assert!(!world.plane.states(&mine).contains(&SlotState::Stopping), "it was heard");
 
     world.clean_up(agent).await;
 }
@@ -291,6 +294,7 @@ async fn a_volume_outlives_its_containers_and_goes_on_order() {
     // The next instance waits until the last one has let go.
     world.plane.desire(new.clone());
     world.plane.remove_volume(&id::<clawhq_domain::ids::VolumeId>().to_string()).await;
+    world.plane.heartbeat().await;
     assert!(!world.plane.states(&new).contains(&SlotState::Running), "two containers use one volume");
     world.plane.desire(v1::SlotDesired { present: false, ..old.clone() });
     world.plane.state(&new, SlotState::Running, 1).await;
@@ -464,6 +468,7 @@ async fn what_is_not_ours_is_left_alone_and_orphans_go_after_contact() {
     world.plane.forget(&mine.slot_id);
     world.plane.send_full();
     world.plane.asked_full().await;
+    world.plane.heartbeat().await;
     assert_eq!(world.docker.ours(&world.data_label()).await.len(), 1, "once may be a moment too old");
     world.plane.send_full();
     until("the orphan goes", async || world.docker.ours(&world.data_label()).await.is_empty().then_some(())).await;
@@ -508,21 +513,24 @@ async fn a_lost_lease_stops_single_writers_until_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_renewed_and_reports_survive_a_break() {
-    let world = World::with(Docker::shared_or_own().await, Duration::from_secs(6)).await;
+    let world = World::with(Docker::shared_or_own().await, Duration::from_secs(20)).await;
     let agent = world.agent().await;
     let first = world.plane.certificate(0).await;
     world.plane.set_lease(60_000, false);
     let mine = claimed(&slot(), Some(process(&[])));
     world.plane.desire(mine.clone());
     world.plane.state(&mine, SlotState::Running, 1).await;
-    let before = world.plane.indexes();
+    let before: BTreeSet<u64> = world.plane.indexes().into_iter().collect();
     // Half of its life later it dials with another; what was not acknowledged comes again, as it was.
     let second = world.plane.certificate(1).await;
     assert_ne!(first, second);
     assert_eq!(world.plane.enrolled(), 1, "the token is for once");
     assert!(world.plane.opening(0).await.dial < world.plane.opening(1).await.dial);
-    until("the reports come again", async || (world.plane.indexes().len() >= 2 * before.len()).then_some(())).await;
-    assert_eq!(world.plane.indexes()[before.len()..2 * before.len()], before);
+    until("the reports come again", async || {
+        let came = world.plane.indexes();
+        before.iter().all(|index| came.iter().filter(|one| *one == index).count() > 1).then_some(())
+    })
+    .await;
     world.plane.set_lease(60_000, true);
 
     world.plane.hang_up();

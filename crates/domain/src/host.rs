@@ -1,4 +1,5 @@
-//! What a node agent does next: a pure function of what its host should have and what it has.
+//! What a node agent does next: a pure function of what its host should have and what it has. Its times are of a clock
+//! that never goes back.
 //!
 //! The life of a slot's container, seen from the host:
 //!
@@ -117,6 +118,8 @@ pub enum Op {
     Freeze,
     Assign,
     Remove,
+    /// A [`Op::Remove`] that was refused several times. It goes on, and takes no other's turn.
+    Stuck,
 }
 
 /// The last attempt to make (or freeze, or assign) failed.
@@ -216,9 +219,7 @@ impl Burst {
     /// With a claim that comes now.
     pub fn joined(burst: Option<Self>, now: Millis, policy: &Policy) -> Self {
         match burst {
-            Some(burst) if (burst.first..burst.last.saturating_add(policy.burst_pause_ms)).contains(&now) => {
-                Self { last: now, ..burst }
-            }
+            Some(burst) if now < burst.last.saturating_add(policy.burst_pause_ms) => Self { last: now, ..burst },
             _ => Self { first: now, last: now },
         }
     }
@@ -345,8 +346,7 @@ pub fn plan(view: &View<'_>, now: Millis, policy: &Policy) -> HostPlan {
         policy,
         lease_held: view.lease_held,
         contacted: view.contacted,
-        // One from the future is from before the clock was set back.
-        made_from: view.burst.filter(|burst| burst.last <= now).map_or(now, |burst| burst.over_at(policy)),
+        made_from: view.burst.map_or(now, |burst| burst.over_at(policy)),
         held,
         claimed: BTreeSet::new(),
         plan: HostPlan::default(),
@@ -579,6 +579,8 @@ impl Turn<'_> {
             None if have.ready && want.warm == WarmMode::Frozen && !have.frozen => {
                 self.step(slot, Act::Freeze, "ready and unclaimed");
             }
+            // What a warm app is to be asked before it is ready is not here: it cannot be late.
+            None if !want.complete => {}
             _ if !have.ready
                 && have.kill_at.is_none()
                 && self.due(have.started_at.saturating_add(want.start_deadline_ms)) =>
@@ -709,8 +711,7 @@ pub const STARTING_LASTS_MS: Millis = 100;
 pub fn worth_saying(said: Option<SlotState>, state: SlotState, since: Millis, now: Millis) -> Result<(), Millis> {
     let warm = said.is_some_and(SlotState::is_ready);
     let at = since.saturating_add(STARTING_LASTS_MS);
-    // Since the future: the clock was set back meanwhile.
-    if warm && state == SlotState::Starting && (since..at).contains(&now) { Err(at) } else { Ok(()) }
+    if warm && state == SlotState::Starting && now < at { Err(at) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -105,6 +105,7 @@ impl Rig {
             hierarchies: Hierarchies::of_host().unwrap(),
             events,
             counters: counters.clone(),
+            relist: Notify::new(),
             data: ledger.installation.clone(),
             config,
         });
@@ -234,6 +235,93 @@ async fn what_was_acknowledged_is_told_again_when_asked_for() {
     assert_eq!(rig.reports(), first, "a report that the database lost stays lost");
 }
 
+fn says_hello(agent: &mut Agent, container: &str, state: State) -> mpsc::Receiver<zeroize::Zeroizing<Vec<u8>>> {
+    let (connection, frames) = Connection::loose();
+    let hello = protocol::Hello { version: 1, boot: [1; 16], state };
+    agent.on_init(InitEvent::Hello { container: container.to_owned(), pid: std::process::id(), connection, hello });
+    frames
+}
+
+/// A claimed slot, as the ledger of a former agent has it.
+fn restored(rig: &mut Rig, record: SlotRecord) -> SlotId {
+    let (id, instance) = (SlotId::from_u128(1), InstanceId::from_u128(7));
+    let claim = v1::Claim { instance_id: instance.to_string(), ..v1::Claim::default() };
+    let record = SlotRecord {
+        desired: Some(v1::SlotDesired { claim: Some(claim), ..slot(1) }),
+        container_id: "c1".to_owned(),
+        assigned: instance.to_string(),
+        ..record
+    };
+    let mut one = Slot::restore(id, record, boot_ms());
+    one.have.container = Container::Up;
+    rig.agent.by_container.insert("c1".to_owned(), id);
+    rig.agent.slots.insert(id, one);
+    id
+}
+
+fn exited(run: u32) -> State {
+    let (claim_id, exit) = (InstanceId::from_u128(7).to_string(), protocol::Exit::Code(1));
+    State::Exited { claim_id, run, exit, oom: protocol::Oom::No }
+}
+
+#[tokio::test]
+async fn what_ran_for_long_is_not_given_up_for_what_was_before() {
+    for (lasted, failures) in [(STABLE_MS, 1), (STABLE_MS / 2, 5)] {
+        let mut rig = Rig::new();
+        let started_at = boot_ms() - lasted;
+        let id =
+            restored(&mut rig, SlotRecord { ready: true, failures: 4, run: 5, started_at, ..SlotRecord::default() });
+        let _frames = says_hello(&mut rig.agent, "c1", exited(5));
+        assert_eq!(rig.agent.slots[&id].have.failures, failures);
+    }
+}
+
+#[tokio::test]
+async fn an_end_is_counted_once_however_often_it_is_told() {
+    let mut rig = Rig::new();
+    let id = restored(&mut rig, SlotRecord { run: 2, failures: 1, ended: 1, ..SlotRecord::default() });
+    let _frames = says_hello(&mut rig.agent, "c1", exited(2));
+    let have = rig.agent.slots[&id].have.clone();
+    assert_eq!(have.failures, 2);
+    rig.agent.on_init(InitEvent::Gone { container: "c1".to_owned(), connection: 0 });
+    let _frames = says_hello(&mut rig.agent, "c1", exited(2));
+    assert_eq!((rig.agent.slots[&id].have.failures, &rig.agent.slots[&id].have.init), (2, &have.init), "nor later");
+    // Nor by the next agent.
+    let record = rig.agent.slots[&id].record();
+    let mut rig = Rig::new();
+    let id = restored(&mut rig, record);
+    let _frames = says_hello(&mut rig.agent, "c1", exited(2));
+    assert_eq!(rig.agent.slots[&id].have.failures, 2);
+    assert!(matches!(rig.agent.slots[&id].have.init, Init::Ended { .. }));
+}
+
+#[tokio::test]
+async fn a_container_that_ended_while_it_was_made_is_not_taken_for_up() {
+    let mut rig = Rig::new();
+    rig.full(&[1]);
+    let id = SlotId::from_u128(1);
+    let op = rig.agent.slots[&id].op;
+    assert_eq!(rig.agent.slots[&id].have.op, Some(Op::Make));
+    rig.agent.on_event(Event::Created { slot: id, op, container: "c1".to_owned() });
+    let died = RuntimeEvent::Died { id: "c1".to_owned(), exit_code: Some(137) };
+    rig.agent.on_event(Event::Runtime(died));
+    let made = Made {
+        // No process of that container.
+        pid: std::process::id(),
+        netns: Netns::of_pid(std::process::id()).unwrap(),
+        cgroup: Cgroup::default(),
+        piece: Piece(1),
+        image: None,
+        frozen: false,
+        created: true,
+        steps: Vec::new(),
+        took: Duration::ZERO,
+    };
+    rig.agent.on_event(Event::Made { slot: id, op, result: Ok(Box::new(made)) });
+    let have = &rig.agent.slots[&id].have;
+    assert_eq!((have.container, have.wired, have.fault.map(|fault| fault.count)), (Container::Ended, false, Some(1)));
+}
+
 /// What is wanted may arrive while the list is on its way; who waited for the next one waited a minute.
 #[tokio::test]
 async fn a_list_under_way_tells_of_a_slot_that_is_wanted_meanwhile() {
@@ -254,16 +342,10 @@ async fn a_list_under_way_tells_of_a_slot_that_is_wanted_meanwhile() {
 #[tokio::test]
 async fn an_init_whose_container_docker_does_not_know_is_ended() {
     let mut rig = Rig::new();
-    let dials = |rig: &mut Rig, container: &str, state| {
-        let (connection, frames) = Connection::loose();
-        let hello = protocol::Hello { version: 1, boot: [1; 16], state };
-        rig.agent.on_init(InitEvent::Hello { container: container.to_owned(), pid: 1, connection, hello });
-        frames
-    };
     let lists = |rig: &mut Rig, asked| rig.agent.on_event(Event::Listed { asked, containers: Vec::new() });
     let before = Instant::now();
-    let mut waiting = dials(&mut rig, "c1", State::Waiting);
-    let mut serving = dials(&mut rig, "c2", State::Running { claim_id: "x".to_owned(), run: 1, pid: 2 });
+    let mut waiting = says_hello(&mut rig.agent, "c1", State::Waiting);
+    let mut serving = says_hello(&mut rig.agent, "c2", State::Running { claim_id: "x".to_owned(), run: 1, pid: 2 });
     lists(&mut rig, Instant::now());
     assert!(waiting.try_recv().is_err(), "before the control plane is heard nothing is touched");
     rig.full(&[]);
@@ -292,6 +374,6 @@ async fn nobody_is_let_in_before_the_firewall_is_loaded() {
         rig.says(LinkEvent::Upsert(Box::new(claimed), Instant::now()));
         let assigned = rig.agent.slots[&id].have.assigned;
         assert_eq!(assigned, (!egress).then_some(instance));
-        assert!(!egress || rig.agent.wake_at.is_some_and(|at| at <= now_ms() + FIREWALL_LOOK_MS), "it looks again");
+        assert!(!egress || rig.agent.wake_at.is_some_and(|at| at <= boot_ms() + FIREWALL_LOOK_MS), "it looks again");
     }
 }
