@@ -79,7 +79,6 @@ suite_e2e() {
   local rc=0 data=$WORK/e2e
   e2e_environment "$data"
   "$ROOT/dev" up
-  pool_settled
   CHROMIUM=$(command -v chromium || command -v chromium-browser || command -v google-chrome) \
     BASE_URL=http://localhost:$(port_of CLAWHQ_API__LISTEN 4180) counted npm --prefix web run e2e || rc=$?
   if (( rc )); then as_root tail -n 60 "$data/log/clawhq.log" | cut -c 1-400; fi
@@ -87,20 +86,6 @@ suite_e2e() {
   # A container that outlives its daemon would be nobody's.
   if pgrep -f "$data/docker" >/dev/null; then say "Left over: $(pgrep -af "$data/docker" | cut -c 1-160)"; rc=1; fi
   return "$rc"
-}
-
-# Waits until nothing has been made for hello's pool at five looks in a row. Every new container brings an address to this
-# machine, and a browser on it breaks off what it is loading then (ERR_NETWORK_CHANGED).
-pool_settled() {
-  local end=$((SECONDS + 120)) still=0
-  while (( still < 5 && SECONDS < end )); do
-    if DATA=$CLAWHQ_DATA clawhq admin pool 2>/dev/null | awk '$1 == "hello" {ready += $3; coming += $4} END {exit !(ready > 0 && coming == 0)}'; then
-      still=$((still + 1))
-    else
-      still=0
-    fi
-    sleep 0.2
-  done
 }
 
 # A whole ClawHQ beside any other on this machine: own data, own ports, own daemon.
