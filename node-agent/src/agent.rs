@@ -1350,10 +1350,8 @@ impl Agent {
             }
         }
         // The end of a lease is not a time of the plan's.
-        if let Some(until) = self.lease_until {
-            if until > boot_ms() {
-                self.wake_at = Some(self.wake_at.map_or(until, |known| known.min(until)));
-            }
+        if let Some(until) = self.lease_until.filter(|until| *until > boot_ms()) {
+            self.wake_at = Some(self.wake_at.map_or(until, |known| known.min(until)));
         }
         self.publish();
     }
@@ -1512,6 +1510,20 @@ impl Agent {
                     let result = cgroup.freeze().map_err(|error| error.to_string());
                     let _ = events.blocking_send(Event::Froze { slot: id, op, result });
                 });
+            }
+            Act::Thaw => {
+                match slot.cgroup.thaw() {
+                    Ok(()) => slot.have.frozen = false,
+                    Err(error) => {
+                        tracing::error!(slot = %id, %error, "a slot could not be thawed");
+                        slot.failure = Some(failure(FailureKind::Runtime, format!("It could not be thawed: {error}.")));
+                        slot.have.gave_up = Some(u32::MAX);
+                    }
+                }
+                // It could not dial while it was frozen.
+                if slot.connection.is_none() {
+                    slot.have.init = Init::Silent { since: now };
+                }
             }
             Act::AskFull => {}
         }

@@ -29,6 +29,7 @@ impl Wanted {
                 slot: desired.slot_id.parse::<SlotId>().map_err(|_| Malformed("slot_id"))?,
                 target: if desired.present { SlotTarget::Present } else { SlotTarget::Absent },
                 warm: WarmMode::None,
+                pool: String::new(),
                 claim: None,
                 volume: None,
                 complete,
@@ -42,6 +43,7 @@ impl Wanted {
         let strict = wanted.desired.present;
         if let Some(spec) = &wanted.desired.spec {
             wanted.view.warm = warm_mode_parse(&spec.warm_mode);
+            wanted.view.pool = format!("{}/{}", spec.template, spec.tier);
             if let Some(volume) = &spec.volume {
                 wanted.view.volume =
                     Some(volume.volume_id.parse::<VolumeId>().map_err(|_| Malformed("volume.volume_id"))?);

@@ -321,6 +321,10 @@ async fn a_frozen_app_is_thawed_for_its_tenant() {
     let mut pool = process(&[]);
     pool.env.insert("TOKEN".into(), SECRET.into());
     spec.pool_process = Some(pool);
+    // The first of a pool is next in line, and stays awake.
+    let first = v1::SlotDesired { slot_id: slot().slot_id, ..warm.clone() };
+    world.plane.desire(first.clone());
+    world.plane.state(&first, SlotState::Waiting, 1).await;
     world.plane.desire(warm.clone());
     let frozen = world.plane.state(&warm, SlotState::Frozen, 1).await;
     let container = frozen.container.unwrap();
@@ -328,10 +332,10 @@ async fn a_frozen_app_is_thawed_for_its_tenant() {
 
     // A restart of the agent finds it frozen, though nobody in it can speak.
     agent.stop().await;
-    let reports = world.plane.report_count();
+    let known = world.plane.states(&warm).len();
     let agent = world.agent().await;
     world.plane.heartbeat().await;
-    let since = world.plane.states(&warm).split_off(reports);
+    let since = world.plane.states(&warm).split_off(known);
     assert!(since.iter().all(|state| *state == SlotState::Frozen), "nothing has changed: {since:?}");
 
     let mine = claimed(&warm, None);
@@ -353,6 +357,15 @@ async fn a_frozen_app_is_thawed_for_its_tenant() {
     world.plane.desire(other.clone());
     world.plane.state(&other, SlotState::Running, 2).await;
     assert_eq!(world.plane.exec(&other, &["/hello", "env", "TOKEN"]).await.1.trim(), "mine");
+
+    // Once the first is somebody's, the next in line wakes up.
+    let last = v1::SlotDesired { slot_id: slot().slot_id, ..warm.clone() };
+    world.plane.desire(last.clone());
+    world.plane.state(&last, SlotState::Frozen, 1).await;
+    let first = claimed(&first, None);
+    world.plane.desire(first.clone());
+    world.plane.state(&first, SlotState::Running, 1).await;
+    world.plane.state(&last, SlotState::Waiting, 1).await;
     world.clean_up(agent).await;
 }
 

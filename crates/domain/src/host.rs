@@ -11,6 +11,9 @@
 //!  any ──Terminate, Kill──▶ ended ──Remove──▶ Absent ──Forget──▶ (no record)
 //! ```
 //!
+//! Of each pool of frozen apps the one that is next in line is awake. What an app has to catch up with after a long time in
+//! the freezer (OpenClaw's timers: 200 to 350 ms of a core) it does then, and not while somebody waits.
+//!
 //! Rules that hold whatever the input, and are tested as such:
 //! - nothing without a desired slot is touched before the control plane has been heard since the agent started;
 //! - what is [`Container::Unknown`] is left alone: unknown is not absent;
@@ -18,7 +21,7 @@
 //! - an init that has served somebody is never given to somebody else;
 //! - a slot with an operation under way gets no second one; removals come before additions; both are bounded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{InstanceId, SlotId, VolumeId};
 use crate::slot::{Exit, FailureKind, SlotState, SlotTarget};
@@ -33,6 +36,8 @@ pub struct Want {
     pub slot: SlotId,
     pub target: SlotTarget,
     pub warm: WarmMode,
+    /// Whose it is one of, while it waits: claims take the oldest of a pool first.
+    pub pool: String,
     /// Whose it is; none: it waits.
     pub claim: Option<WantClaim>,
     pub volume: Option<VolumeId>,
@@ -308,6 +313,8 @@ pub enum Act {
         instance: InstanceId,
     },
     Freeze,
+    /// Let a frozen app run again, for nobody yet.
+    Thaw,
     /// Create the container where it is missing, start it, attach its network. Each part that is done already is skipped.
     Make,
     /// The claim's content is missing: ask the control plane for the whole set.
@@ -349,6 +356,7 @@ pub fn plan(view: &View<'_>, now: Millis, policy: &Policy) -> HostPlan {
         made_from: view.burst.map_or(now, |burst| burst.over_at(policy)),
         held,
         claimed: BTreeSet::new(),
+        next: next_in_line(view),
         plan: HostPlan::default(),
     };
     let missing = Have::nothing(SlotId::from_u128(0), Container::Absent, now);
@@ -370,6 +378,20 @@ pub fn plan(view: &View<'_>, now: Millis, policy: &Policy) -> HostPlan {
     turn.bound(view)
 }
 
+/// Of each pool of frozen apps the one that a claim takes first: the oldest.
+fn next_in_line(view: &View<'_>) -> BTreeSet<SlotId> {
+    let mut first = BTreeMap::<&str, (Millis, SlotId)>::new();
+    for (want, have) in &view.slots {
+        let (Some(want), Some(have)) = (want, have) else { continue };
+        let waits = want.target == SlotTarget::Present && want.claim.is_none() && want.warm == WarmMode::Frozen;
+        if waits && have.ready && have.container == Container::Up && have.gave_up.is_none() {
+            let this = (have.started_at, want.slot);
+            first.entry(&want.pool).and_modify(|known| *known = this.min(*known)).or_insert(this);
+        }
+    }
+    first.into_values().map(|(_, slot)| slot).collect()
+}
+
 struct Turn<'a> {
     now: Millis,
     policy: &'a Policy,
@@ -381,6 +403,8 @@ struct Turn<'a> {
     held: BTreeSet<VolumeId>,
     /// Of the slots to be made, those that somebody waits for.
     claimed: BTreeSet<SlotId>,
+    /// Of the frozen apps, those that stay awake.
+    next: BTreeSet<SlotId>,
     plan: HostPlan,
 }
 
@@ -576,8 +600,12 @@ impl Turn<'_> {
             {
                 self.step(slot, Act::Remove, "it is in a state that nobody ordered");
             }
-            None if have.ready && want.warm == WarmMode::Frozen && !have.frozen => {
-                self.step(slot, Act::Freeze, "ready and unclaimed");
+            None if have.ready && want.warm == WarmMode::Frozen && have.frozen == self.next.contains(&slot) => {
+                if have.frozen {
+                    self.step(slot, Act::Thaw, "next in line");
+                } else {
+                    self.step(slot, Act::Freeze, "ready and unclaimed");
+                }
             }
             // What a warm app is to be asked before it is ready is not here: it cannot be late.
             None if !want.complete => {}
@@ -628,7 +656,7 @@ impl Turn<'_> {
             Act::Deliver { .. } | Act::Run { .. } | Act::Assign { .. } => 0,
             Act::Terminate | Act::Kill | Act::KillUnready | Act::CancelMake | Act::GiveUp(_) => 1,
             Act::Remove | Act::Forget => 2,
-            Act::Freeze | Act::AskFull => 3,
+            Act::Freeze | Act::Thaw | Act::AskFull => 3,
             Act::Make if claimed.contains(&step.slot) => 4,
             Act::Make => 5,
         });
@@ -691,7 +719,8 @@ pub fn observe(want: &Want, have: &Have, lease_held: bool, now: Millis, policy: 
         }),
         (Init::Running, _) => Some(match claim {
             None if have.frozen => SlotState::Frozen,
-            None if have.ready && want.warm == WarmMode::App => SlotState::Waiting,
+            // Of those that are frozen, the one that is next in line.
+            None if have.ready && have.op.is_none() => SlotState::Waiting,
             None => SlotState::Creating,
             Some(claim) if !lease_held && claim.single_writer => SlotState::Stopping,
             Some(claim) if have.stale || claim.restart > have.restarted => SlotState::Restarting,

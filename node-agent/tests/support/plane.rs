@@ -211,10 +211,6 @@ impl Plane {
         reports.filter(|one| one.slot.to_string() == slot.slot_id).map(|one| one.state).collect()
     }
 
-    pub fn report_count(&self) -> usize {
-        self.state.lock().reports.len()
-    }
-
     pub fn indexes(&self) -> Vec<u64> {
         self.state.lock().reports.iter().map(|(index, _)| *index).collect()
     }

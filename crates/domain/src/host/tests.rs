@@ -39,6 +39,7 @@ fn want(n: u128, warm: WarmMode, claim: Option<InstanceId>) -> Want {
         slot: slot(n),
         target: SlotTarget::Present,
         warm,
+        pool: "agent/free".to_owned(),
         claim: claim.map(|instance| WantClaim { instance, restart: 0, single_writer: false }),
         volume: None,
         complete: true,
@@ -129,8 +130,8 @@ fn the_table_of_one_slot() {
             Have { started_at: NOW - 600_000, ..frozen_pool(false, false) },
             vec![],
         ),
-        ("pool app ready", want(1, Frozen, None), frozen_pool(true, false), vec![Act::Freeze]),
-        ("pool app frozen", want(1, Frozen, None), frozen_pool(true, true), vec![]),
+        ("pool app ready, and the first", want(1, Frozen, None), frozen_pool(true, false), vec![]),
+        ("pool app frozen, and the first now", want(1, Frozen, None), frozen_pool(true, true), vec![Act::Thaw]),
         ("an app is not frozen", want(1, App, None), frozen_pool(true, false), vec![]),
         ("frozen and claimed", want(1, Frozen, Some(ME)), frozen_pool(true, true), vec![Act::Assign { instance: ME }]),
         (
@@ -209,6 +210,32 @@ fn removals_that_docker_refuses_hold_up_no_other() {
     };
     assert_eq!(acts(wants(), haves(Op::Remove)), [], "four at once");
     assert_eq!(acts(wants(), haves(Op::Stuck)), [Act::Remove]);
+}
+
+#[test]
+fn of_each_pool_of_frozen_apps_the_oldest_is_awake() {
+    let app = |number, started_at, frozen| Have {
+        owner: Some(Owner::Slot),
+        assigned: None,
+        ready: true,
+        started_at,
+        frozen,
+        ..up(number, Init::Running)
+    };
+    let of = |pool: &str, number| Want { pool: pool.to_owned(), ..want(number, WarmMode::Frozen, None) };
+    let steps = |wants: Vec<Want>, haves: Vec<Have>| {
+        let view = View { wants, haves, contacted: true, lease_held: true };
+        plan(&view, NOW, &Policy::default()).steps.into_iter().map(|step| (step.slot, step.act)).collect::<Vec<_>>()
+    };
+    let wants = || vec![of("a", 1), of("a", 2), of("a", 3), of("b", 4)];
+    let haves = |first| vec![app(1, 30, false), app(2, 10, first), app(3, 20, true), app(4, 40, false)];
+    assert_eq!(steps(wants(), haves(false)), [(slot(1), Act::Freeze)]);
+    assert_eq!(steps(wants(), haves(true)), [(slot(1), Act::Freeze), (slot(2), Act::Thaw)]);
+    // Once that one is somebody's, the next wakes up.
+    let mut wants = wants();
+    wants[1].claim = want(2, WarmMode::Frozen, Some(ME)).claim;
+    let taken = steps(wants, haves(false));
+    assert_eq!(taken, [(slot(2), Act::Assign { instance: ME }), (slot(1), Act::Freeze), (slot(3), Act::Thaw)]);
 }
 
 #[test]
@@ -387,12 +414,13 @@ fn any_instance() -> impl Strategy<Value = Option<InstanceId>> {
 prop_compose! {
     fn any_want()(
         n in 0_u128..8, absent in prop::bool::weighted(0.3), warm in 0..4_usize, instance in any_instance(),
-        restart in 0..3_u32, single_writer: bool, volume in prop::option::of(0_u128..3), complete: bool,
+        restart in 0..3_u32, single_writer: bool, volume in prop::option::of(0_u128..3), complete: bool, pool in 0..2_u8,
     ) -> Want {
         Want {
             slot: slot(n),
             target: if absent { SlotTarget::Absent } else { SlotTarget::Present },
             warm: [WarmMode::Exec, WarmMode::App, WarmMode::Frozen, WarmMode::None][warm],
+            pool: pool.to_string(),
             claim: instance.map(|instance| WantClaim { instance, restart, single_writer }),
             volume: volume.map(VolumeId::from_u128),
             complete,
@@ -462,6 +490,7 @@ fn take(view: &mut View, step: &Step) {
         }
         Act::Assign { .. } => have.op = Some(Op::Assign),
         Act::Freeze => have.op = Some(Op::Freeze),
+        Act::Thaw => have.frozen = false,
         Act::Make => (have.op, have.volume) = (Some(Op::Make), volume),
         Act::AskFull => {}
     }
@@ -593,7 +622,7 @@ fn carry_out(view: &mut View, step: &Step, now: Millis) {
             let (slot, run) = (have.slot, have.run);
             *have = Have { run, ..Have::nothing(slot, Container::Absent, now) };
         }
-        Act::GiveUp(_) | Act::Forget | Act::AskFull => {}
+        Act::GiveUp(_) | Act::Forget | Act::AskFull | Act::Thaw => {}
     }
 }
 
@@ -634,19 +663,28 @@ proptest! {
             let want = view.wants.iter().find(|want| want.slot == have.slot);
             prop_assert!(want.is_some_and(|want| want.target == SlotTarget::Present), "left over: {have:?}");
         }
+        let mut lines = BTreeMap::<String, Vec<SlotState>>::new();
         for want in &view.wants {
             prop_assert_eq!(want.target, SlotTarget::Present, "not removed");
             let have = view.haves.iter().find(|have| have.slot == want.slot).unwrap();
             let state = observe(want, have, true, now, &policy);
             let expected: &[SlotState] = match (want.claim, want.warm) {
                 (Some(_), _) => &[SlotState::Running],
-                (None, WarmMode::Frozen) => &[SlotState::Frozen],
+                (None, WarmMode::Frozen) => {
+                    lines.entry(want.pool.clone()).or_default().extend(state);
+                    &[SlotState::Frozen, SlotState::Waiting]
+                }
                 (None, _) => &[SlotState::Waiting],
             };
             prop_assert!(
                 state.is_some_and(|state| expected.contains(&state) || state == SlotState::Failed),
                 "{want:?} {have:?} is {state:?}"
             );
+        }
+        for line in lines.values_mut() {
+            line.retain(|state| *state != SlotState::Failed);
+            let awake = line.iter().filter(|state| **state == SlotState::Waiting).count();
+            prop_assert_eq!(awake, line.len().min(1), "of a pool one is awake");
         }
     }
 }
