@@ -21,7 +21,7 @@ pub enum SlotState {
     Absent,
     /// The image is being fetched or the container made.
     Creating,
-    /// The init waits for a claim.
+    /// The init waits for a claim, or an app does that is warm and awake.
     Waiting,
     /// The app runs, answered once, and is frozen.
     Frozen,
