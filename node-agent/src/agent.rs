@@ -25,7 +25,7 @@ use crate::cgroup::{Cgroup, Hierarchies};
 use crate::channels::{Accepted, Channels, Target};
 use crate::config::Config;
 use crate::ingress::{Route, Routes};
-use crate::inits::{Connection, InitEvent, Tickets};
+use crate::inits::{Connection, InitEvent, Tickets, Unborn};
 use crate::ledger::{LeaseRecord, Ledger, SlotRecord, Spool, redacted};
 use crate::link::wall_ms;
 use crate::make::{self, Made, MakeError, MakeJob};
@@ -251,6 +251,7 @@ impl Slot {
             volume: self.have.volume.map(|id| id.to_string()).unwrap_or_default(),
             delivered: self.delivered,
             ended: self.ended,
+            ready_at: self.have.ready_at,
         }
     }
 
@@ -273,6 +274,7 @@ impl Slot {
             gave_up: record.gave_up,
             // Of another boot, or of an agent that wrote the time of day.
             started_at: record.started_at.min(now),
+            ready_at: if record.ready_at == 0 { record.started_at } else { record.ready_at }.min(now),
             volume: record.volume.parse().ok(),
             ..slot.have
         };
@@ -303,6 +305,15 @@ impl Slot {
         (self.have.term_at, self.have.kill_at) = (None, None);
     }
 
+    /// Its container ended while an operation went on, when what Docker tells is not listened to.
+    fn ended_meanwhile(&mut self, now: Millis) {
+        self.went_down(now);
+        self.have.container = Container::Ended;
+        let count = self.have.fault.map_or(0, |fault| fault.count) + 1;
+        self.have.fault = Some(Fault { kind: FailureKind::Runtime, at: now, count });
+        self.failure = Some(failure(FailureKind::Runtime, "Its container ended at once.".to_owned()));
+    }
+
     /// Whether it was just told to have run out of memory: a child that did so long ago is not why it ends now.
     fn took_memory(&mut self) -> bool {
         self.out_of_memory.take().is_some_and(|at| boot_ms().saturating_sub(at) < MEMORY_NEWS_MS)
@@ -327,6 +338,8 @@ struct Greeting {
     pid: u32,
     connection: Connection,
     hello: protocol::Hello,
+    /// It was said already that Docker does not know it.
+    said: bool,
 }
 
 pub struct Agent {
@@ -477,11 +490,7 @@ impl Agent {
                 if let Some(one) = self.current(slot, op) {
                     one.have.op = None;
                     match result {
-                        // What Docker told of while this went on was not listened to.
-                        Ok(()) if !one.lives() => {
-                            one.went_down(boot_ms());
-                            one.have.container = Container::Ended;
-                        }
+                        Ok(()) if !one.lives() => one.ended_meanwhile(boot_ms()),
                         Ok(()) => one.have.frozen = true,
                         Err(why) => {
                             tracing::warn!(%slot, why, "a slot could not be frozen");
@@ -825,7 +834,7 @@ impl Agent {
             if known || !self.contacted || greeting.at > asked {
                 self.on_hello(greeting);
             } else {
-                self.turn_away(&greeting);
+                self.turn_away(greeting);
             }
         }
     }
@@ -842,7 +851,8 @@ impl Agent {
             RuntimeEvent::Started { .. } => {}
             RuntimeEvent::OutOfMemory { .. } => one.out_of_memory = Some(boot_ms()),
             RuntimeEvent::Died { exit_code, .. } => {
-                if one.have.op.is_some() {
+                // Seen already; or an earlier process's end, told of late.
+                if one.have.op.is_some() || one.have.container == Container::Ended || one.lives() {
                     return;
                 }
                 let now = boot_ms();
@@ -907,13 +917,7 @@ impl Agent {
                     (slot.image_digest, slot.image_argv) = (image.digest, image.argv);
                 }
                 if !slot.lives() {
-                    // It ended meanwhile; what Docker told of then was not listened to.
-                    slot.went_down(now);
-                    slot.have.container = Container::Ended;
-                    let count = slot.have.fault.map_or(0, |fault| fault.count) + 1;
-                    slot.have.fault = Some(Fault { kind: FailureKind::Runtime, at: now, count });
-                    slot.failure = Some(failure(FailureKind::Runtime, "Its container ended at once.".to_owned()));
-                    return;
+                    return slot.ended_meanwhile(now);
                 }
                 slot.have.fault = None;
                 if slot.connection.is_none() {
@@ -934,6 +938,8 @@ impl Agent {
                 }
                 // It has been running since before we did, and had not answered yet.
                 if slot.have.init == Init::Running && !slot.have.ready && slot.probe.is_none() {
+                    // Whoever started it did not look any more: it has its time from now on.
+                    slot.have.started_at = now;
                     self.start_probe(id);
                 }
             }
@@ -982,7 +988,11 @@ impl Agent {
     fn on_init(&mut self, event: InitEvent) {
         match event {
             InitEvent::Hello { container, pid, connection, hello } => {
-                self.on_hello(Greeting { at: Instant::now(), container, pid, connection, hello });
+                let known = self.by_container.contains_key(&container);
+                self.on_hello(Greeting { at: Instant::now(), container, pid, connection, hello, said: false });
+                if !known {
+                    self.tools.relist.notify_one();
+                }
             }
             InitEvent::Gone { container, connection } => {
                 self.strangers.retain(|stranger| stranger.connection.id != connection);
@@ -1015,7 +1025,6 @@ impl Agent {
                 self.strangers.pop_front();
             }
             self.strangers.push_back(greeting);
-            self.tools.relist.notify_one();
             return;
         };
         let Greeting { pid, connection, hello, .. } = greeting;
@@ -1059,6 +1068,7 @@ impl Agent {
                     }
                 }
                 if !slot.have.ready && slot.have.wired && slot.probe.is_none() {
+                    slot.have.started_at = now;
                     self.start_probe(id);
                 }
             }
@@ -1075,15 +1085,19 @@ impl Agent {
 
     /// Docker was asked after it dialled and does not know its container, as when both were killed in the middle of its
     /// start: nobody else would ever end it. One that serves somebody is left to whoever runs this host.
-    fn turn_away(&self, greeting: &Greeting) {
-        let Greeting { container, pid, .. } = greeting;
+    fn turn_away(&mut self, greeting: Greeting) {
+        let Greeting { container, pid, said, .. } = &greeting;
         if matches!(greeting.hello.state, State::Waiting) {
             self.tools.counters.orphans.inc();
             tracing::warn!(container, pid, "an init whose container Docker does not know is ended");
             let _ = greeting.connection.send(&ToInit::Shutdown);
-        } else {
+            return;
+        }
+        if !said {
             tracing::error!(container, pid, "a process runs in a container that Docker does not know");
         }
+        // Its connection is kept: hung up on, it would dial again and again.
+        self.strangers.push_back(Greeting { said: true, ..greeting });
     }
 
     /// Whom an init says it serves. It is believed about itself: a wrong answer only costs its own container.
@@ -1304,6 +1318,7 @@ impl Agent {
         slot.dirty = true;
         slot.probe = None;
         slot.have.ready = true;
+        slot.have.ready_at = boot_ms();
         slot.have.fault = None;
         slot.failure = None;
         if let Some(started) = slot.timing.started.take() {
@@ -1809,9 +1824,12 @@ pub async fn watch_runtime(tools: Arc<Tools>, stop: CancellationToken) {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(list_at) => {
+                    let init_dir = tools.config.init_dir();
+                    let unborn = tokio::task::spawn_blocking(move || Unborn::all(&init_dir)).await.unwrap_or_default();
                     let asked = Instant::now();
                     match tools.runtime.list().await {
                         Ok(containers) => {
+                            end_unborn(&tools, &unborn, &containers);
                             wait = Duration::from_millis(100);
                             lists += 1;
                             list_at = tokio::time::Instant::now() + if lists == 1 { RELIST_SOON } else { RELIST };
@@ -1836,6 +1854,20 @@ pub async fn watch_runtime(tools: Arc<Tools>, stop: CancellationToken) {
             () = tokio::time::sleep(wait) => {}
         }
         wait = (wait * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Ends what Docker was killed in the middle of: their containers were not there when it was asked afterwards.
+fn end_unborn(tools: &Tools, unborn: &[Unborn], containers: &[Listed]) {
+    for one in unborn.iter().filter(|one| containers.iter().all(|listed| listed.id != one.container)) {
+        if one.end(&tools.config.init_dir()) {
+            tools.counters.orphans.inc();
+            tracing::warn!(
+                container = one.container,
+                pid = one.pid,
+                "a half-started container that Docker does not know is ended"
+            );
+        }
     }
 }
 

@@ -24,8 +24,8 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::runtime::{
-    ContainerRuntime, ContainerSpec, ExecIo, Image, Inspected, LABEL_DATA, LABEL_NODE, LABEL_SLOT, LABEL_VOLUME,
-    Listed, LogLine, LogQuery, Output, Phase, Result, RuntimeError, RuntimeEvent,
+    ContainerRuntime, ContainerSpec, ExecIo, INIT_MOUNT, Image, Inspected, LABEL_DATA, LABEL_NODE, LABEL_SLOT,
+    LABEL_VOLUME, Listed, LogLine, LogQuery, Output, Phase, Result, RuntimeError, RuntimeEvent,
 };
 
 /// Every call that is not a stream.
@@ -131,7 +131,7 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         }),
         ..Mount::default()
     };
-    let mut mounts = vec![bind(&spec.init_dir, "/.clawhq", true), bind(&spec.resolv_conf, "/etc/resolv.conf", true)];
+    let mut mounts = vec![bind(&spec.init_dir, INIT_MOUNT, true), bind(&spec.resolv_conf, "/etc/resolv.conf", true)];
     let mut labels = HashMap::from([
         (LABEL_SLOT.to_owned(), spec.slot.to_string()),
         (LABEL_DATA.to_owned(), spec.data.clone()),

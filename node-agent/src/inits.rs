@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clawhq_init::{Exec, Hello, MAX_TO_AGENT, ProtocolError, ToAgent, ToInit, frame_len};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -18,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::cgroup;
+use crate::runtime::INIT_MOUNT;
 
 const FIRST_FRAME: Duration = Duration::from_secs(5);
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -294,6 +298,40 @@ impl Drop for Seat {
                 counts.remove(&self.1);
             }
         }
+    }
+}
+
+/// A process that was to become a container's init and has not begun to be one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unborn {
+    pub pid: u32,
+    pub container: String,
+}
+
+impl Unborn {
+    /// Those of containers that `init_dir` is mounted into, of every stage before the init's own program. They wait for
+    /// the runtime's word to go on; if that was killed, for ever, and nobody else knows of them. Reads all of `/proc`.
+    pub fn all(init_dir: &Path) -> Vec<Self> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(|pid| Self::of(pid, init_dir)).collect()
+    }
+
+    fn of(pid: u32, init_dir: &Path) -> Option<Self> {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+        if !read("comm")?.starts_with("runc:[") || !is_pid_1(&read("status")?) {
+            return None;
+        }
+        let place = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        let theirs = place(Path::new(&format!("/proc/{pid}/root{INIT_MOUNT}")))?;
+        let container = cgroup::container_id(&read("cgroup")?)?.to_owned();
+        (place(init_dir)? == theirs).then_some(Self { pid, container })
+    }
+
+    /// Ends it, if it is still what it was.
+    pub fn end(&self, init_dir: &Path) -> bool {
+        let Ok(pid) = i32::try_from(self.pid) else { return false };
+        Self::of(self.pid, init_dir).as_ref() == Some(self) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
     }
 }
 

@@ -43,8 +43,8 @@ pub struct SlotRecord {
     pub failures: u32,
     #[prost(uint32, optional, tag = "9")]
     pub gave_up: Option<u32>,
-    #[prost(int64, tag = "10")]
     /// On the clock that runs through suspends.
+    #[prost(int64, tag = "10")]
     pub started_at: i64,
     #[prost(string, tag = "11")]
     pub image_digest: String,
@@ -57,6 +57,9 @@ pub struct SlotRecord {
     /// The last run whose end was counted.
     #[prost(uint32, tag = "15")]
     pub ended: u32,
+    /// On the same clock; 0: an older agent's record.
+    #[prost(int64, tag = "16")]
+    pub ready_at: i64,
 }
 
 /// When the lease ends, on the clock that runs through suspends, and the boot that clock belongs to.

@@ -20,6 +20,8 @@ const AWAY_WAIT: Duration = Duration::from_millis(250);
 /// It is loaded before all else; then it is only ever away for as long as a reload takes.
 const FIREWALL_PATIENCE: Duration = Duration::from_secs(20);
 const AWAY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Of one removal, before it is let be and the next one has its turn.
+const REFUSALS_MOST: u32 = 5;
 
 pub struct MakeJob {
     pub slot: SlotId,
@@ -98,7 +100,8 @@ pub async fn make(tools: &Tools, job: MakeJob, cancel: CancellationToken) -> Res
         }
     };
     // A mount without a container is nobody's to take away later.
-    if making.job.container.is_none()
+    let gone = matches!(error, MakeError::Failed { container: Some(Container::Absent), .. });
+    if (gone || making.job.container.is_none())
         && let Some(volume) = making.mounted
         && let Err(error) = tools.volumes.release(volume).await
     {
@@ -218,13 +221,16 @@ impl Making<'_> {
         self.step("booted");
         let piece = match self.job.piece {
             Some(piece) => piece,
-            None => *self.job.piece.insert(tools.network.reserve(self.job.slot).await.map_err(Trouble::Network)?),
+            None => tools.network.reserve(self.job.slot).await.map_err(Trouble::Network)?,
         };
         if let Err(error) = tools.network.attach(piece, &netns).await {
-            tools.network.release(piece);
-            self.job.piece = None;
+            // One that the slot had before stays its own.
+            if self.job.piece.is_none() {
+                tools.network.release(piece);
+            }
             return Err(Trouble::Network(error));
         }
+        self.job.piece = Some(piece);
         self.step("network");
         Ok(Made {
             pid,
@@ -268,8 +274,8 @@ impl Making<'_> {
     }
 }
 
-/// Takes everything of a container away. It tries for as long as it takes: what is to go goes. After some refusals it tells
-/// that it is `stuck`, once.
+/// Takes everything of a container away. It tries for as long as it takes: what is to go goes. After some refusals of a
+/// Docker that answers it tells that it is `stuck`, once.
 pub async fn unmake(
     tools: &Tools,
     container: Option<String>,
@@ -279,10 +285,11 @@ pub async fn unmake(
 ) {
     let mut wait = AWAY_WAIT;
     if let Some(container) = container {
-        let mut stuck = Some(stuck);
+        let (mut stuck, mut refusals) = (Some(stuck), 0);
         while let Err(error) = tools.runtime.remove(&container).await {
             tracing::warn!(container, %error, "a container could not be removed and is tried again");
-            if wait == AWAY_WAIT_MAX
+            refusals += u32::from(!matches!(error, RuntimeError::Away(_)));
+            if refusals >= REFUSALS_MOST
                 && let Some(stuck) = stuck.take()
             {
                 stuck().await;

@@ -78,7 +78,7 @@ impl Counters {
         metrics.register(&name("malformed"), "Frames of the control plane that were refused", all.malformed.clone());
         metrics.register(&name("firewall_mended"), "Times the table was not as loaded", all.firewall_mended.clone());
         metrics.register(&name("swept"), "Leftovers removed", all.swept.clone());
-        metrics.register(&name("orphans"), "Inits ended whose container Docker did not know", all.orphans.clone());
+        metrics.register(&name("orphans"), "Processes ended whose container Docker did not know", all.orphans.clone());
         metrics.register(&name("channels"), "Open log, exec and terminal channels", all.channels.clone());
         metrics.register(&name("ingress_connections"), "Open ingress connections", all.ingress_connections.clone());
         metrics.register(&name("ingress_refused"), "Ingress connections refused", all.ingress_refused.clone());

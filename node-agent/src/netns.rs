@@ -14,8 +14,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc::linger;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -147,6 +148,8 @@ async fn connected(socket: OwnedFd, tried: Tried) -> io::Result<TcpStream> {
     }
     // Where nobody listens on a port that outgoing connections are given, a try may be given it and meet itself.
     if stream.local_addr()? == stream.peer_addr()? {
+        // Closed in order, it would keep the port from whoever is about to listen on it.
+        setsockopt(&stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })?;
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     stream.set_nodelay(true)?;

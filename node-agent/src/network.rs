@@ -316,13 +316,16 @@ table inet {table} {{
         self.taken.lock().remove(&piece);
     }
 
-    /// Whether the host's end of the cable lies there.
+    /// Whether the cable lies there, the last of it as well: its route.
     pub fn is_laid(&self, piece: Piece) -> bool {
-        !self.config.egress || index(&self.interface(piece)).is_some()
+        let name = self.interface(piece);
+        let routes = || std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        !self.config.egress || routes().lines().any(|route| route.split('\t').next() == Some(&name))
     }
 
     /// Lays the cable into a container. One that lies there already stays.
     pub async fn attach(&self, piece: Piece, netns: &Netns) -> anyhow::Result<()> {
+        self.taken.lock().insert(piece);
         let runtime = tokio::runtime::Handle::current();
         let egress = self.config.egress;
         let inside = self
@@ -352,14 +355,14 @@ table inet {table} {{
         let outer = self.interface(piece);
         let eth0 = async || self.workers.run(netns, || Ok(index("eth0"))).await;
         let found = eth0().await?;
-        let laid = found.is_some() && index(&outer).is_some();
+        let laid = found.is_some() && self.is_laid(piece);
         if !laid {
             if let Some(left) = index(&outer) {
-                self.netlink.link().del(left).execute().await?;
+                cut(&self.netlink, left).await?;
             }
             // The end of another cable, as when the ledger was lost.
             if let Some(left) = found {
-                inside.link().del(left).execute().await?;
+                cut(inside, left).await?;
             }
             let end = LinkMessageBuilder::<LinkUnspec>::new().name("eth0".to_owned()).setns_by_fd(netns.as_raw_fd());
             let end = InfoData::Veth(InfoVeth::Peer(end.build()));
@@ -371,14 +374,6 @@ table inet {table} {{
         let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{outer}/rp_filter"), "1");
         end_of(&self.netlink, host, HOST_END).await?;
         let container = IpAddr::V4(piece.container());
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(piece.container(), 32)
-            .output_interface(host)
-            .scope(RouteScope::Link)
-            .build();
-        // Beside a new cable there can only be somebody else's, who took the piece at the same moment.
-        let route = self.netlink.route().add(route);
-        if laid { route.replace() } else { route }.execute().await?;
         neighbour(&self.netlink, host, container, CONTAINER_END).await?;
 
         let eth0 = eth0().await?.ok_or_else(|| anyhow::anyhow!("eth0 is not inside"))?;
@@ -387,20 +382,25 @@ table inet {table} {{
         neighbour(inside, eth0, IpAddr::V4(piece.next_hop()), HOST_END).await?;
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(piece.next_hop()).output_interface(eth0).build();
         inside.route().add(route).replace().execute().await?;
+
+        // Last: a cable with a route is a whole one. Beside a new cable there can only be somebody else's route, who took
+        // the piece at the same moment.
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(piece.container(), 32)
+            .output_interface(host)
+            .scope(RouteScope::Link)
+            .build();
+        let route = self.netlink.route().add(route);
+        if laid { route.replace() } else { route }.execute().await?;
         Ok(())
     }
 
     /// Takes the cable away; the container's end goes with ours.
     pub async fn detach(&self, piece: Piece) -> anyhow::Result<()> {
-        if let Some(index) = index(&self.interface(piece)) {
-            match self.netlink.link().del(index).execute().await {
-                Ok(()) => {}
-                // The container's namespace went at the same moment.
-                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => {}
-                Err(error) => return Err(error.into()),
-            }
+        match index(&self.interface(piece)) {
+            Some(index) => Ok(cut(&self.netlink, index).await?),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Removes our interfaces that belong to no slot; returns how many.
@@ -414,6 +414,15 @@ table inet {table} {{
             self.detach(*piece).await?;
         }
         Ok(stray.len())
+    }
+}
+
+/// Removes an interface, and with it the other end.
+async fn cut(netlink: &Handle, interface: u32) -> Result<(), rtnetlink::Error> {
+    match netlink.link().del(interface).execute().await {
+        // The container's namespace went at the same moment.
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => Ok(()),
+        other => other,
     }
 }
 

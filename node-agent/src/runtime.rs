@@ -12,6 +12,9 @@ use clawhq_domain::slot::FailureKind;
 use futures::stream::BoxStream;
 use tokio::io::AsyncWrite;
 
+/// Where containers see the init.
+pub const INIT_MOUNT: &str = "/.clawhq";
+
 /// Labels on every container of ours; what does not carry [`LABEL_DATA`] with our value is not ours and never touched.
 pub const LABEL_NODE: &str = "clawhq.node";
 pub const LABEL_SLOT: &str = "clawhq.slot";
@@ -87,7 +90,7 @@ pub struct ContainerSpec {
     pub log_mib: u32,
     /// Path, size in MiB, executable.
     pub tmpfs: Vec<(String, u32, bool)>,
-    /// Mounted read-only at `/.clawhq`.
+    /// Mounted read-only at [`INIT_MOUNT`].
     pub init_dir: PathBuf,
     pub resolv_conf: PathBuf,
     /// The volume, its mount on the host, its path inside.

@@ -18,8 +18,8 @@ pub struct Census {
     pub containers: BTreeMap<String, String>,
     /// Containers of that daemon which are nobody's, or twice one slot's.
     pub strays: Vec<String>,
-    /// Container to the pid of its init, as the kernel tells; Docker may not know of one.
-    pub inits: Vec<(String, u32)>,
+    /// Container to its first process, pid and name, as the kernel tells; Docker may not know of one.
+    pub inits: Vec<(String, String)>,
     pub interfaces: BTreeSet<String>,
     pub mounts: BTreeSet<String>,
     pub volume_files: BTreeSet<String>,
@@ -127,7 +127,7 @@ impl Census {
 }
 
 /// The first processes of all containers that the folder of inits is mounted into.
-fn inits(folder: &Path) -> Result<Vec<(String, u32)>> {
+fn inits(folder: &Path) -> Result<Vec<(String, String)>> {
     // Where that lies in its file system is not known; the names of the two folders above are random or ours.
     let folder = folder.display().to_string();
     let below = folder.splitn(3, '/').nth(2).map(|rest| format!("/{rest} ")).unwrap_or_default();
@@ -144,7 +144,7 @@ fn inits(folder: &Path) -> Result<Vec<(String, u32)>> {
         }
         let groups = read("cgroup");
         let container = groups.split(['/', '\n', '.', '-']).find(|part| part.len() == 64).unwrap_or_default();
-        inits.push((container.to_owned(), pid));
+        inits.push((container.to_owned(), format!("{pid} {}", read("comm").trim())));
     }
     Ok(inits)
 }

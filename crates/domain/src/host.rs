@@ -159,6 +159,8 @@ pub struct Have {
     pub started_at: Millis,
     /// It has answered its probe in this run.
     pub ready: bool,
+    /// Since when it has waited, ready, for a claim.
+    pub ready_at: Millis,
     pub frozen: bool,
     /// The restart counter the last run honoured.
     pub restarted: u32,
@@ -190,6 +192,7 @@ impl Have {
             ordered_at: None,
             started_at: now,
             ready: false,
+            ready_at: now,
             frozen: false,
             restarted: 0,
             failures: 0,
@@ -378,14 +381,14 @@ pub fn plan(view: &View<'_>, now: Millis, policy: &Policy) -> HostPlan {
     turn.bound(view)
 }
 
-/// Of each pool of frozen apps the one that a claim takes first: the oldest.
+/// Of each pool of frozen apps the one that a claim takes first: the one that has been ready for longest.
 fn next_in_line(view: &View<'_>) -> BTreeSet<SlotId> {
     let mut first = BTreeMap::<&str, (Millis, SlotId)>::new();
     for (want, have) in &view.slots {
         let (Some(want), Some(have)) = (want, have) else { continue };
         let waits = want.target == SlotTarget::Present && want.claim.is_none() && want.warm == WarmMode::Frozen;
         if waits && have.ready && have.container == Container::Up && have.gave_up.is_none() {
-            let this = (have.started_at, want.slot);
+            let this = (have.ready_at, want.slot);
             first.entry(&want.pool).and_modify(|known| *known = this.min(*known)).or_insert(this);
         }
     }
@@ -717,10 +720,12 @@ pub fn observe(want: &Want, have: &Have, lease_held: bool, now: Millis, policy: 
             (None, WarmMode::App | WarmMode::Frozen) => SlotState::Creating,
             (None, WarmMode::Exec | WarmMode::None) => SlotState::Waiting,
         }),
+        // On its way into the freezer; a moment later there is something to say.
+        (Init::Running, _) if claim.is_none() && have.ready && have.op == Some(Op::Freeze) => None,
         (Init::Running, _) => Some(match claim {
             None if have.frozen => SlotState::Frozen,
             // Of those that are frozen, the one that is next in line.
-            None if have.ready && have.op.is_none() => SlotState::Waiting,
+            None if have.ready => SlotState::Waiting,
             None => SlotState::Creating,
             Some(claim) if !lease_held && claim.single_writer => SlotState::Stopping,
             Some(claim) if have.stale || claim.restart > have.restarted => SlotState::Restarting,

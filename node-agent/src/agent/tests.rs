@@ -277,6 +277,18 @@ async fn what_ran_for_long_is_not_given_up_for_what_was_before() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_agent_started_has_its_time_from_when_it_is_looked_at() {
+    let mut rig = Rig::new();
+    let started_at = boot_ms() - 3_600_000;
+    let id = restored(&mut rig, SlotRecord { run: 1, started_at, ..SlotRecord::default() });
+    rig.agent.slots.get_mut(&id).unwrap().have.wired = true;
+    let running = State::Running { claim_id: InstanceId::from_u128(7).to_string(), run: 1, pid: 2 };
+    let _frames = says_hello(&mut rig.agent, "c1", running);
+    let have = &rig.agent.slots[&id].have;
+    assert!(have.started_at > boot_ms() - 60_000, "it would be killed unheard");
+}
+
+#[tokio::test]
 async fn an_end_is_counted_once_however_often_it_is_told() {
     let mut rig = Rig::new();
     let id = restored(&mut rig, SlotRecord { run: 2, failures: 1, ended: 1, ..SlotRecord::default() });
@@ -319,7 +331,11 @@ async fn a_container_that_ended_while_it_was_made_is_not_taken_for_up() {
     };
     rig.agent.on_event(Event::Made { slot: id, op, result: Ok(Box::new(made)) });
     let have = &rig.agent.slots[&id].have;
-    assert_eq!((have.container, have.wired, have.fault.map(|fault| fault.count)), (Container::Ended, false, Some(1)));
+    let ended = (Container::Ended, false, Some(1));
+    assert_eq!((have.container, have.wired, have.fault.map(|fault| fault.count)), ended);
+    // And once, though Docker tells of it afterwards.
+    rig.agent.on_event(Event::Runtime(RuntimeEvent::Died { id: "c1".to_owned(), exit_code: Some(137) }));
+    assert_eq!(rig.agent.slots[&id].have.fault.map(|fault| fault.count), Some(1));
 }
 
 /// What is wanted may arrive while the list is on its way; who waited for the next one waited a minute.
@@ -355,7 +371,8 @@ async fn an_init_whose_container_docker_does_not_know_is_ended() {
     let told = waiting.try_recv().unwrap();
     assert!(matches!(ToInit::decode(&told[4..]), Ok(ToInit::Shutdown)), "{told:?}");
     assert!(serving.try_recv().is_err(), "a tenant's process is not ended");
-    assert!(rig.agent.strangers.is_empty());
+    let left: Vec<_> = rig.agent.strangers.iter().map(|stranger| (&*stranger.container, stranger.said)).collect();
+    assert_eq!(left, [("c2", true)]);
 }
 
 #[tokio::test]

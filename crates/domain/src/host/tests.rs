@@ -214,11 +214,11 @@ fn removals_that_docker_refuses_hold_up_no_other() {
 
 #[test]
 fn of_each_pool_of_frozen_apps_the_oldest_is_awake() {
-    let app = |number, started_at, frozen| Have {
+    let app = |number, ready_at, frozen| Have {
         owner: Some(Owner::Slot),
         assigned: None,
         ready: true,
-        started_at,
+        ready_at,
         frozen,
         ..up(number, Init::Running)
     };
@@ -437,7 +437,7 @@ prop_compose! {
         (ready, frozen, stale) in any::<(bool, bool, bool)>(), restarted in 0..3_u32, failures in 0..7_u32,
         term_at in prop::option::of(NOW - 9_000..NOW), kill_at in prop::option::of(NOW - 4_000..NOW),
         gave_up in prop::option::weighted(0.1, 0..3_u32), ordered_at in prop::option::of(NOW - 9_000..NOW),
-        volume in prop::option::of(0_u128..3),
+        volume in prop::option::of(0_u128..3), ready_at in NOW - 5..NOW,
     ) -> Have {
         Have {
             wired,
@@ -447,6 +447,7 @@ prop_compose! {
             owner: owner.map(|owner| [Owner::Slot, Owner::Instance(ME), Owner::Stranger][owner]),
             assigned, stale, run, ordered_at, ready, frozen, restarted, failures, term_at, kill_at, gave_up,
             started_at: NOW - 20_000,
+            ready_at,
             ..Have::nothing(
                 slot(n),
                 [Container::Unknown, Container::Absent, Container::Made, Container::Up, Container::Ended][container],
