@@ -309,9 +309,14 @@ impl Slot {
     fn ended_meanwhile(&mut self, now: Millis) {
         self.went_down(now);
         self.have.container = Container::Ended;
+        self.faulted(FailureKind::Runtime, now, "Its container ended at once.".to_owned());
+    }
+
+    /// One more fault in a row.
+    fn faulted(&mut self, kind: FailureKind, now: Millis, message: String) {
         let count = self.have.fault.map_or(0, |fault| fault.count) + 1;
-        self.have.fault = Some(Fault { kind: FailureKind::Runtime, at: now, count });
-        self.failure = Some(failure(FailureKind::Runtime, "Its container ended at once.".to_owned()));
+        self.have.fault = Some(Fault { kind, at: now, count });
+        self.failure = Some(failure(kind, message));
     }
 
     /// Whether it was just told to have run out of memory: a child that did so long ago is not why it ends now.
@@ -870,8 +875,7 @@ impl Agent {
                         let code = exit_code.unwrap_or(-1);
                         (FailureKind::Runtime, format!("Its container ended with code {code}."))
                     };
-                    one.have.fault = Some(Fault { kind, at: now, count: one.have.fault.map_or(0, |f| f.count) + 1 });
-                    one.failure = Some(failure(kind, message));
+                    one.faulted(kind, now, message);
                     if was_claimed {
                         self.tools.counters.exits.inc();
                         self.fetch_tail(slot);
@@ -947,9 +951,7 @@ impl Agent {
             Err(MakeError::Failed { kind, message, container }) => {
                 tracing::warn!(slot = %id, kind = kind.code(), message, "a container could not be made");
                 counters.make_failures.inc();
-                let count = slot.have.fault.map_or(0, |fault| fault.count) + 1;
-                slot.have.fault = Some(Fault { kind, at: now, count });
-                slot.failure = Some(failure(kind, message));
+                slot.faulted(kind, now, message);
                 if let Some(container) = container {
                     slot.have.container = container;
                     if container != Container::Up {
